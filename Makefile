@@ -1,0 +1,44 @@
+# `make repro` runs the pipeline, `make test` the tests; each builds .venv first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+# DVC runs `python stages/...`: the environment's own python must come first.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+include .env.defaults
+export
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test check ui bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+install: $(STAMP) ## build .venv with the pinned packages
+
+repro: $(STAMP) ## run the whole pipeline (simulate ... register)
+	dvc repro
+
+test: $(STAMP) ## run the tests
+	pytest -n 2 --dist loadgroup
+
+check: $(STAMP) ## ruff, mypy, import-linter
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
+	ikddit ui
+
+bench: $(STAMP) ## print the benchmark ratios
+	python benchmarks/run.py
+
+clean: ## remove the virtual environment and caches (data, models and the MLflow store stay)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""From validated records to what training reads: splits, normaliser, vocabularies, memory-mapped Arrow."""

@@ -1,0 +1,1 @@
+"""EDM preconditioning, noise law and samplers."""

@@ -1,0 +1,1 @@
+"""The unified contrastive embedding of map images, logs and ids."""

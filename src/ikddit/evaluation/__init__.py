@@ -1,0 +1,1 @@
+"""Baselines, scores, timing and the report."""

@@ -1,0 +1,1 @@
+"""Raw world to canonical records: readers, raster, schema, ingest, quality rules."""

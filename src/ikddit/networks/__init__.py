@@ -1,0 +1,1 @@
+"""The transformer: blocks, masking, student, teacher, implicit discriminator, size table."""

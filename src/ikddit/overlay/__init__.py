@@ -1,0 +1,1 @@
+"""What an overlay engineer computes and draws on a map."""

@@ -1,0 +1,283 @@
+"""Typed params.yaml: the one place that knows every setting, its range and its default.
+
+Unknown keys, wrong types and values out of range are refused by name before a stage runs.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ikddit.errors import ParamsError
+
+Share = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """A section of params.yaml: frozen, strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataParams(Section):
+    """Where raw data come from."""
+
+    raw: str = "data/simulated"
+
+
+class SimulateParams(Section):
+    """The simulated fab (stage `simulate`)."""
+
+    fab_seed: int = Field(0, ge=0)
+    """Fab constants: scanners, reticles, chambers, drift rates."""
+    sample_seed: int = Field(0, ge=0)
+    """Wafers drawn from that fab."""
+    lots: int = Field(480, ge=1, le=1_000_000)
+    """Lots of 25 wafers in the time window."""
+    from_day: float = Field(0.0, ge=0.0)
+    days: float = Field(365.0, gt=0.0, le=3650.0)
+    scale_nm: float = Field(16.0, gt=0.0)
+    """PNG range: -scale_nm..scale_nm maps to 0..255."""
+    layout: Literal["zip", "folders"] = "zip"
+    npz: bool = False
+    """Also write float maps beside the 8-bit PNGs."""
+    unflagged_flyers: bool = False
+    """Stress mode: flyers keep valid = 1, and the floor is no longer exact."""
+
+
+class MarksParams(Section):
+    """How mark tables (CSV, Parquet) are read; nothing here is guessed."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Alias map: canonical column name -> name in the file."""
+    unit: Literal["nm", "um"] = "nm"
+    sign: Literal["current_minus_previous", "previous_minus_current"] = "current_minus_previous"
+    reference: Literal["wafer", "field"] = "wafer"
+    """`wafer`: wafer_x_mm, wafer_y_mm are mark positions; `field`: field centre plus position in the field."""
+    interpolate: bool = False
+    delimiter: str = Field(",", min_length=1, max_length=1)
+
+
+class IngestParams(Section):
+    """Raw data to canonical records (stage `ingest`)."""
+
+    format: Literal["auto", "mpom", "marks"] = "auto"
+    image_size: int = Field(64, ge=8, le=4096)
+    """Pixels per side the PNGs must have; other than 64 is resampled to 64."""
+    scale_nm: float | None = Field(None, gt=0.0)
+    """Declares the PNG scale of a folder without dataset.json; null: such maps stay RGB, no nm claims."""
+    workers: int = Field(0, ge=0, le=256)
+    """Processes; 0 takes all cores."""
+    wafers_per_part: int = Field(500, ge=1)
+    max_member_mb: float = Field(64.0, gt=0.0)
+    """Largest decompressed size of one file inside a zip (decompression bombs)."""
+    marks: MarksParams = MarksParams()
+
+
+class ValidateParams(Section):
+    """Great Expectations gates (stage `validate`)."""
+
+    max_abs_nm: float = Field(60.0, gt=0.0)
+    """A valid mark beyond this is not overlay."""
+    min_valid_share: float = Field(0.5, ge=0.0, le=1.0)
+    """Valid marks of one wafer, as a share of the usable pixels."""
+    max_missing_log_share: float = Field(0.5, ge=0.0, le=1.0)
+    """Missing share of one log channel over the data set."""
+    max_quarantined_share: float = Field(0.05, ge=0.0, le=1.0)
+    """Of all items found, ingest and validate together; more stops the pipeline."""
+    wafers_per_lot: int = Field(25, ge=1)
+    min_complete_lots: float = Field(0.9, ge=0.0, le=1.0)
+
+
+class PrepareParams(Section):
+    """Splits and statistics (stage `prepare`)."""
+
+    val_share: float = Field(0.05, ge=0.0, lt=0.5)
+    test_share: float = Field(0.15, gt=0.0, lt=0.9)
+    unseen_combinations: int = Field(3, ge=0)
+    """Scanner x reticle combinations kept out of train and val, for the `test_unseen` split."""
+    max_lines: int = Field(32, ge=1, le=512)
+    """Log lines kept per wafer."""
+    values_per_line: int = Field(6, ge=1, le=32)
+
+
+class BaselineParams(Section):
+    """Fab baselines (stage `baselines`)."""
+
+    ewma_lambda: float = Field(0.2, gt=0.0, le=1.0)
+    components: int = Field(100, ge=1)
+    """Principal components of the map in which gradient boosting works."""
+    ridge_alphas: list[float] = [3.0, 10.0, 30.0, 100.0, 300.0]
+    """Chosen on val."""
+
+
+class EmbedParams(Section):
+    """Unified contrastive embedding (stage `embed`)."""
+
+    dim: int = Field(128, ge=8)
+    steps: int = Field(300, ge=1)
+    batch: int = Field(256, ge=2)
+    learning_rate: float = Field(1e-3, gt=0.0)
+    modality_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+
+
+class MeanParams(Section):
+    """The conditional mean around which the student diffuses."""
+
+    kind: Literal["none", "linear", "learned"] = "learned"
+    components: int = Field(100, ge=1)
+    epochs: int = Field(30, ge=1)
+    width: int = Field(512, ge=8)
+    dropout: float = Field(0.3, ge=0.0, lt=1.0)
+    folds: int = Field(5, ge=2)
+    """Out-of-fold residuals for the diffusion model."""
+
+
+class TrainParams(Section):
+    """Teacher and student (stage `train`)."""
+
+    mean: MeanParams = MeanParams()
+    steps: int = Field(800, ge=1)
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0.0)
+    warmup_steps: int = Field(50, ge=0)
+    unmasked_tail: float = Field(0.1, ge=0.0, le=1.0)
+    """Last share of the steps: no mask, half the learning rate."""
+    p_mean: float = -0.4
+    p_std: float = Field(1.0, gt=0.0)
+    condition_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    ema_gamma: float = Field(6.94, gt=0.0)
+    """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""
+    teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)
+    discriminator: Literal["implicit", "none"] = "implicit"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpoint_every: int = Field(100, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class EvaluateParams(Section):
+    """Generation on the test split and its scores (stage `evaluate`)."""
+
+    wafers: int = Field(1000, ge=1)
+    samples: int = Field(15, ge=2)
+    steps: int = Field(8, ge=2)
+    batch: int = Field(256, ge=1)
+    tau_nm: float = Field(1.5, gt=0.0)
+    inference: Literal["full", "masked"] = "full"
+
+
+class TimingParams(Section):
+    """Speed of inference (stage `timing`)."""
+
+    batch: int = Field(64, ge=1)
+    repeats: int = Field(5, ge=3)
+    warmup: int = Field(1, ge=1)
+
+
+class RegisterParams(Section):
+    """MLflow registry (stage `register`)."""
+
+    model_name: str = "ikddit"
+    experiment: str = "ikddit"
+    alias: str = "challenger"
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: int = Field(0, ge=0)
+    model: Literal["T/8", "S/8", "S/4", "B/4", "L/4", "XL/2"] = "T/8"
+    mask_ratio: float = Field(0.5, ge=0.0, lt=1.0)
+    lambda1: float = Field(0.1, ge=0.0)
+    lambda2: float = Field(0.01, ge=0.0)
+    data: DataParams = DataParams()
+    simulate: SimulateParams = SimulateParams()
+    ingest: IngestParams = IngestParams()
+    validate_: ValidateParams = Field(ValidateParams(), alias="validate")
+    prepare: PrepareParams = PrepareParams()
+    baselines: BaselineParams = BaselineParams()
+    embed: EmbedParams = EmbedParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    timing: TimingParams = TimingParams()
+    register_: RegisterParams = Field(RegisterParams(), alias="register")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _integers_are_numbers(cls, values: Any) -> Any:
+        """YAML writes 1.0 as 1: let whole numbers stand where a float is meant."""
+        return _widen(values, cls)
+
+
+def _widen(values: Any, model: type[BaseModel]) -> Any:
+    if not isinstance(values, dict):
+        return values
+    out: dict[Any, Any] = {}
+    by_key = {field.alias or name: field for name, field in model.model_fields.items()}
+    for key, value in values.items():
+        annotation = by_key[key].annotation if key in by_key else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            value = _widen(value, annotation)
+        elif isinstance(value, int) and not isinstance(value, bool) and annotation in (float, float | None):
+            value = float(value)
+        elif annotation == list[float] and isinstance(value, list):
+            value = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+        out[key] = value
+    return out
+
+
+def parse_params(values: dict[str, Any], source: str = "params.yaml") -> Params:
+    """Check a mapping against the schema.
+
+    Raises:
+        ParamsError: names every offending key, what was found and what is allowed.
+
+    >>> parse_params({"mask_ratio": 0.7}).mask_ratio
+    0.7
+    >>> parse_params({"mask_ration": 0.7})
+    Traceback (most recent call last):
+        ...
+    ikddit.errors.ParamsError: params.yaml: mask_ration: unknown key; did you mean `mask_ratio`?
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(e) for e in error.errors())
+        raise ParamsError(f"{source}: {problems}") from None
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        import difflib
+
+        model: type[BaseModel] = Params
+        for part in error["loc"][:-1]:
+            by_key = {field.alias or n: field for n, field in model.model_fields.items()}
+            annotation = by_key[str(part)].annotation
+            assert isinstance(annotation, type)
+            model = annotation
+        known = [field.alias or n for n, field in model.model_fields.items()]
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"{name}: unknown key; " + (f"did you mean `{close[0]}`?" if close else f"known: {known}")
+    return f"{name}: {error['msg']}, found {error['input']!r}"
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check params.yaml (YAML 1.2, so that 1e-4 is a number).
+
+    Raises:
+        ParamsError: the file is missing, is not YAML, or breaks the schema.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run from the repository's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
+    return parse_params(values, str(path))

@@ -1,0 +1,1 @@
+"""MLflow: the tracking store, the pyfunc package, versions and aliases."""

@@ -1,0 +1,1 @@
+"""A simulated fab that writes MPOM data with an exactly known noise floor."""

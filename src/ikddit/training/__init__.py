@@ -1,0 +1,1 @@
+"""The objective of Eq. 8, the loop, EMA and resumable checkpoints."""
