@@ -1,0 +1,226 @@
+"""What an overlay engineer reads off a map: mean, 3 sigma, |mean| + 3 sigma, 99.7 %, misregistration.
+
+Maps are nm, shape (n, 2, 64, 64) with channel 0 = dx and channel 1 = dy; masks are (n, 64, 64), non-zero
+where the mark is valid. What lies under an invalid mark (NaN, 0, a flyer) never enters a number. Sums are
+taken in float64, a few hundred wafers at a time, so that float16 or float32 maps of any number stay cheap.
+A wafer without a valid mark has NaN for its own figures and no weight in pooled ones.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from ikddit.overlay.terms import Basis, fit_terms, term_maps
+
+Maps = Shaped[np.ndarray, "n 2 64 64"]
+"""nm, any float type."""
+Mask = Shaped[np.ndarray, "n 64 64"]
+"""Bool or integer; non-zero is valid."""
+PerAxis = Float[np.ndarray, "n 2"]
+PerWafer = Float[np.ndarray, " n"]
+
+_CHUNK = 256
+
+
+def _by_chunk(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """Apply a per-wafer function to slices of the first axis, so that float64 temporaries stay small."""
+    count = len(arrays[0])
+    if any(len(a) != count for a in arrays):
+        raise ValueError(f"wafer counts differ: {[len(a) for a in arrays]}")
+    starts = range(0, max(count, 1), _CHUNK)
+    return np.concatenate([function(*(a[i : i + _CHUNK] for a in arrays)) for i in starts])
+
+
+def _masked(maps: np.ndarray, valid: np.ndarray, fill: float = 0.0) -> np.ndarray:
+    return np.where(valid[:, None] != 0, maps, fill).astype(np.float64)
+
+
+def _count(valid: np.ndarray) -> np.ndarray:
+    """Valid marks per wafer, (n, 1), NaN where there are none: a sum of nothing has no mean."""
+    count = np.count_nonzero(valid, axis=(1, 2)).astype(np.float64)[:, None]
+    return np.where(count > 0, count, np.nan)
+
+
+def mean_nm(maps: Maps, valid: Mask) -> PerAxis:
+    """Mean of each wafer and axis over its valid marks, nm."""
+
+    def one(m: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return np.asarray(_masked(m, v).sum(axis=(2, 3)) / _count(v))
+
+    return _by_chunk(one, maps, valid)
+
+
+def sigma_nm(maps: Maps, valid: Mask) -> PerAxis:
+    """Standard deviation (divisor: number of marks) of each wafer and axis over its valid marks, nm."""
+
+    def one(m: np.ndarray, v: np.ndarray) -> np.ndarray:
+        mean = _masked(m, v).sum(axis=(2, 3)) / _count(v)
+        centred = np.where(v[:, None] != 0, np.asarray(m, np.float64) - mean[:, :, None, None], 0.0)
+        return np.asarray(np.sqrt((centred**2).sum(axis=(2, 3)) / _count(v)))
+
+    return _by_chunk(one, maps, valid)
+
+
+def m3s_nm(maps: Maps, valid: Mask) -> PerAxis:
+    """M3S = |mean| + 3 sigma of each wafer and axis, nm: the figure a lot is released or reworked on.
+
+    >>> checker = np.indices((64, 64)).sum(axis=0) % 2 * 2.0 - 1.0
+    >>> wafer = np.stack([checker + 0.5, 2 * checker])[None]
+    >>> m3s_nm(wafer, np.ones((1, 64, 64))).tolist()
+    [[3.5, 6.0]]
+    """
+    return np.asarray(np.abs(mean_nm(maps, valid)) + 3.0 * sigma_nm(maps, valid))
+
+
+def max_abs_nm(maps: Maps, valid: Mask) -> PerAxis:
+    """Largest |overlay| of each wafer and axis over its valid marks, nm."""
+
+    def one(m: np.ndarray, v: np.ndarray) -> np.ndarray:
+        peak = np.abs(_masked(m, v)).max(axis=(2, 3))
+        return np.asarray(np.where(np.isnan(_count(v)), np.nan, peak))
+
+    return _by_chunk(one, maps, valid)
+
+
+def p997_nm(maps: Maps, valid: Mask) -> PerAxis:
+    """99.7 percentile of |overlay| of each wafer and axis over its valid marks, nm."""
+
+    def one(m: np.ndarray, v: np.ndarray) -> np.ndarray:
+        flat = np.abs(_masked(m, v, fill=np.nan)).reshape(len(m), 2, -1)
+        with warnings.catch_warnings():  # a wafer without marks is NaN by contract
+            warnings.filterwarnings("ignore", "All-NaN slice encountered")
+            return np.asarray(np.nanpercentile(flat, 99.7, axis=2))
+
+    return _by_chunk(one, maps, valid)
+
+
+def kpis(maps: Maps, valid: Mask) -> dict[str, PerWafer]:
+    """All figures of each wafer as columns: `mean_x_nm`, `three_sigma_x_nm`, `m3s_x_nm`, `max_x_nm`,
+    `p997_x_nm` and the same for y, and `marks`, the number of valid marks.
+
+    For a zone of the wafer (say r > 130 mm) pass `valid & (wafer_grid().radius_mm > EDGE_ZONE_MM)`.
+    """
+    mean, sigma = mean_nm(maps, valid), sigma_nm(maps, valid)
+    figures = {
+        "mean": mean,
+        "three_sigma": 3.0 * sigma,
+        "m3s": np.abs(mean) + 3.0 * sigma,
+        "max": max_abs_nm(maps, valid),
+        "p997": p997_nm(maps, valid),
+    }
+    columns = {
+        f"{name}_{axis}_nm": values[:, i] for name, values in figures.items() for i, axis in enumerate("xy")
+    }
+    columns["marks"] = np.count_nonzero(valid, axis=(1, 2)).astype(np.float64)
+    return columns
+
+
+# Prediction against measurement --------------------------------------------------------------------------
+
+
+def _pooled(per_wafer: np.ndarray, valid: np.ndarray) -> float:
+    """Mean over all axis-marks of the sums in `per_wafer` (n,); NaN without a valid mark."""
+    marks = 2 * int(np.count_nonzero(valid))
+    return float(per_wafer.sum() / marks) if marks else float("nan")
+
+
+def _squares(predicted: np.ndarray, measured: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    error = np.asarray(predicted, np.float64) - np.asarray(measured, np.float64)
+    return np.asarray((_masked(error, valid) ** 2).sum(axis=(1, 2, 3)))
+
+
+def squared_error(predicted: Maps, measured: Maps, valid: Mask) -> PerWafer:
+    """Sum of squared errors of each wafer over its valid marks and both axes, nm^2."""
+    return _by_chunk(_squares, predicted, measured, valid)
+
+
+def rmse_nm(predicted: Maps, measured: Maps, valid: Mask) -> float:
+    """Root mean squared error over all valid marks of all wafers and both axes, nm."""
+    return float(np.sqrt(_pooled(squared_error(predicted, measured, valid), valid)))
+
+
+def rmse_per_wafer_nm(predicted: Maps, measured: Maps, valid: Mask) -> PerWafer:
+    """RMSE of each wafer over its valid marks and both axes, nm."""
+    return np.asarray(np.sqrt(squared_error(predicted, measured, valid) / (2 * _count(valid)[:, 0])))
+
+
+def mae_nm(predicted: Maps, measured: Maps, valid: Mask) -> float:
+    """Mean absolute error over all valid marks of all wafers and both axes, nm."""
+
+    def one(p: np.ndarray, m: np.ndarray, v: np.ndarray) -> np.ndarray:
+        error = np.asarray(p, np.float64) - np.asarray(m, np.float64)
+        return np.asarray(np.abs(_masked(error, v)).sum(axis=(1, 2, 3)))
+
+    return _pooled(_by_chunk(one, predicted, measured, valid), valid)
+
+
+def ome(predicted: Maps, measured: Maps, valid: Mask, tau_nm: float) -> float:
+    """Overlay misregistration error OME(tau): share of axis-marks with |predicted - measured| > tau.
+
+    Every valid mark counts twice, once for dx and once for dy ("on an axis"). A mark counted as wrong when
+    either axis is wrong would score nearly twice as much; the paper's own definition is not public, so its
+    figures are not comparable with this one. `tau_nm` always belongs beside the number.
+
+    >>> predicted, measured = np.zeros((1, 2, 64, 64)), np.zeros((1, 2, 64, 64))
+    >>> measured[0, 0] = 2.0
+    >>> ome(predicted, measured, np.ones((1, 64, 64)), tau_nm=1.5)
+    0.5
+    """
+
+    def one(p: np.ndarray, m: np.ndarray, v: np.ndarray) -> np.ndarray:
+        error = np.asarray(p, np.float64) - np.asarray(m, np.float64)
+        return np.asarray((np.abs(_masked(error, v)) > tau_nm).sum(axis=(1, 2, 3)), dtype=np.float64)
+
+    return _pooled(_by_chunk(one, predicted, measured, valid), valid)
+
+
+def m3s_error_nm(forecast: PerAxis, measured: PerAxis) -> float:
+    """RMS over wafers and axes of M3S forecast minus M3S measured, nm.
+
+    The forecast of a single map is `m3s_nm(map, valid)`, which is biased low for a mean map (it lacks the
+    noise of a wafer); the forecast of a sampler is the mean of `m3s_nm` over its samples. Both take the
+    measured wafer's own mask. Wafers without a valid mark (NaN) are left out.
+    """
+    return float(np.sqrt(np.nanmean((np.asarray(forecast) - np.asarray(measured)) ** 2)))
+
+
+# Correctable and not -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Correctables:
+    """A map split into what a scanner could correct with a model and what would remain."""
+
+    fitted: Float[np.ndarray, "n 2 64 64"]
+    """Correctable part, nm, defined everywhere on the wafer."""
+    residual: Float[np.ndarray, "n 2 64 64"]
+    """Non-correctable part, nm; NaN under invalid marks."""
+    share: PerAxis
+    """Correctable share of the mean square over valid marks, 0 to 1 (for a fit without ridge)."""
+    nce_m3s_nm: PerAxis
+    """M3S of the non-correctable part."""
+
+
+def correctables(maps: Maps, valid: Mask, basis: Basis, ridge: float = 0.0) -> Correctables:
+    """Fit `basis` to each wafer's valid marks and split the map in two.
+
+    Args:
+        maps: nm.
+        valid: masks.
+        basis: the correction model, for example `linear_basis(10)`.
+        ridge: see `fit_terms`.
+
+    Raises:
+        InputError: a wafer has too few valid marks for the model.
+    """
+    fitted = term_maps(basis, fit_terms(basis, maps, valid, ridge=ridge))
+    inside = valid[:, None] != 0
+    residual = np.where(inside, np.asarray(maps, np.float64) - fitted, np.nan)
+    left = (np.where(inside, residual, 0.0) ** 2).sum(axis=(2, 3))
+    total = (_masked(maps, valid) ** 2).sum(axis=(2, 3))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = 1.0 - left / total
+    return Correctables(fitted, residual, share, m3s_nm(residual, valid))
