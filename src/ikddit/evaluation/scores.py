@@ -1,0 +1,207 @@
+"""Scores of a forecast against the measurement: point, ensemble, classification, distribution.
+
+Maps are nm, (n, 2, 64, 64); ensembles (n, m, 2, 64, 64) with m samples per wafer; masks (n, 64, 64),
+non-zero where valid. Every score pools all valid axis-marks of all wafers. Ensembles are walked a few
+wafers at a time: 1,000 wafers x 15 samples in float32 need no more than their own half gigabyte plus some
+tens of megabytes.
+"""
+
+from collections.abc import Iterator, Sized
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from ikddit.overlay.kpi import Maps, Mask, squared_error
+
+Ensemble = Shaped[np.ndarray, "n m 2 64 64"]
+"""nm, any float type."""
+
+_CHUNK = 16
+
+
+def ome_name(tau_nm: float) -> str:
+    """Name of OME(tau) in metrics files.
+
+    >>> ome_name(1.5), ome_name(2.0)
+    ('ome_1p5', 'ome_2')
+    """
+    return f"ome_{tau_nm:g}".replace(".", "p")
+
+
+def evaluation_subset(split: Sized, wafers: int, seed: int = 0) -> Int[np.ndarray, " k"]:
+    """Rows of a time-ordered split that are scored: one drawn from each of `wafers` equal stretches.
+
+    Even in time like a fixed stride, but without its aliasing (a stride of two would see one chuck only).
+    The same rows for baselines and students; keep `seed` fixed when comparing runs, whatever their own seed.
+
+    Args:
+        split: the prepared split, or anything with its length.
+        wafers: how many; a split with fewer is taken whole.
+        seed: of the draw.
+
+    Returns:
+        Increasing row numbers.
+
+    >>> evaluation_subset(range(3), 1000).tolist()
+    [0, 1, 2]
+    """
+    total = len(split)
+    if total <= wafers:
+        return np.arange(total)
+    edges = np.ceil(np.linspace(0, total, wafers + 1)).astype(np.int64)
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+
+
+# Point forecasts -----------------------------------------------------------------------------------------
+
+
+def r2(predicted: Maps, measured: Maps, valid: Mask, mean_map: Float[np.ndarray, "2 64 64"]) -> float:
+    """1 - squared error / squared error of the training mean map; 0 is no better than that map."""
+    reference = np.broadcast_to(mean_map, measured.shape)
+    return float(
+        1.0
+        - squared_error(predicted, measured, valid).sum() / squared_error(reference, measured, valid).sum()
+    )
+
+
+def excess_nm(rmse_nm: float, floor_rmse_nm: float) -> float:
+    """Root mean square distance from the best possible forecast, nm: sqrt(RMSE^2 - floor^2), 0 below it.
+
+    >>> excess_nm(1.25, 0.75)
+    1.0
+    """
+    return float(np.sqrt(max(rmse_nm**2 - floor_rmse_nm**2, 0.0)))
+
+
+# Ensembles -----------------------------------------------------------------------------------------------
+
+
+def _marks(
+    samples: np.ndarray, measured: np.ndarray, valid: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Walk the valid axis-marks in float64: (k, m) samples and (k,) measured values at a time."""
+    if not len(samples) == len(measured) == len(valid):
+        raise ValueError(f"wafer counts differ: {[len(samples), len(measured), len(valid)]}")
+    if samples.shape[1] < 2:
+        raise ValueError(f"an ensemble needs two samples or more per wafer, found {samples.shape[1]}")
+    for start in range(0, len(samples), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        inside = np.broadcast_to(valid[part, None] != 0, measured[part].shape)
+        members = np.moveaxis(samples[part], 1, -1)
+        yield members[inside].astype(np.float64), measured[part][inside].astype(np.float64)
+
+
+def crps_nm(samples: Ensemble, measured: Maps, valid: Mask) -> float:
+    """Continuous ranked probability score, nm: mean absolute error for a distribution; lower is better.
+
+    The fair estimator (probability-weighted moments; Zamo and Naveau 2018): unbiased for a finite number of
+    samples, so that ensembles of different sizes compare.
+    """
+    import scoringrules
+
+    total, count = 0.0, 0
+    for members, truth in _marks(samples, measured, valid):
+        total += float(scoringrules.crps_ensemble(truth, members, estimator="pwm", backend="numpy").sum())
+        count += len(truth)
+    return total / count if count else float("nan")
+
+
+def coverage(samples: Ensemble, measured: Maps, valid: Mask, level: float = 0.9) -> float:
+    """Share of valid axis-marks inside the central prediction interval of `level`.
+
+    The interval is Student's: mean +- t(m - 1) x sd x sqrt(1 + 1/m). For samples and truth drawn from one
+    normal law it covers exactly `level` at any ensemble size, where order statistics of 15 samples span
+    14/16 at the most.
+    """
+    from scipy.stats import t
+
+    hits, count = 0, 0
+    size = samples.shape[1]
+    width = float(t.ppf(0.5 + level / 2, size - 1)) * np.sqrt(1.0 + 1.0 / size)
+    for members, truth in _marks(samples, measured, valid):
+        inside = np.abs(truth - members.mean(axis=1)) <= width * members.std(axis=1, ddof=1)
+        hits += int(inside.sum())
+        count += len(truth)
+    return hits / count if count else float("nan")
+
+
+def spread_skill(samples: Ensemble, measured: Maps, valid: Mask) -> float:
+    """Spread / skill: sqrt((m + 1)/m x mean ensemble variance) / RMSE of the ensemble mean.
+
+    1 for a calibrated ensemble of any size (Fortin et al. 2014); below 1 it is too sure of itself.
+    """
+    variance = error = 0.0
+    size = samples.shape[1]
+    for members, truth in _marks(samples, measured, valid):
+        variance += float(members.var(axis=1, ddof=1).sum())
+        error += float(((members.mean(axis=1) - truth) ** 2).sum())
+    return float(np.sqrt((size + 1) / size * variance / error)) if error else float("nan")
+
+
+# Out of specification ------------------------------------------------------------------------------------
+
+
+def out_of_spec_scores(
+    probability: Float[np.ndarray, " n"], out_of_spec: Bool[np.ndarray, " n"], threshold: float = 0.5
+) -> dict[str, float]:
+    """How well wafers to be reworked are told from wafers to be passed.
+
+    Args:
+        probability: forecast that the wafer is out of specification (any monotone score does for the AUC).
+        out_of_spec: what the measurement says.
+        threshold: a wafer at or above it is called out of specification.
+
+    Returns:
+        `auc`; `false_pass`, the share of bad wafers called good; `false_rework`, the share of good wafers
+        called bad. A figure that needs wafers of a kind that does not occur is absent.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    bad, called = np.asarray(out_of_spec, bool), np.asarray(probability) >= threshold
+    scores: dict[str, float] = {}
+    if bad.any() and not bad.all():
+        scores["auc"] = float(roc_auc_score(bad, probability))
+    if bad.any():
+        scores["false_pass"] = float(np.mean(~called[bad]))
+    if not bad.all():
+        scores["false_rework"] = float(np.mean(called[~bad]))
+    return scores
+
+
+# Distributions -------------------------------------------------------------------------------------------
+
+
+def gaussian_of(
+    features: Float[np.ndarray, "n d"],
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Mean and covariance (divisor n - 1) of feature vectors, float64."""
+    if len(features) < 2:
+        raise ValueError(f"a covariance needs two feature vectors or more, found {len(features)}")
+    features = np.asarray(features, np.float64)
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def frechet_from_moments(
+    mean_a: Float[np.ndarray, " d"],
+    cov_a: Float[np.ndarray, "d d"],
+    mean_b: Float[np.ndarray, " d"],
+    cov_b: Float[np.ndarray, "d d"],
+) -> float:
+    """Frechet distance of two Gaussians: |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)).
+
+    The trace of the root is the sum of the root eigenvalues of A^(1/2) B A^(1/2), which is symmetric:
+    no complex part to throw away, and singular covariances (fewer vectors than dimensions) are fine.
+    """
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    product = np.linalg.eigvalsh(root @ cov_b @ root)
+    trace = np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(np.clip(product, 0.0, None)).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + trace)
+
+
+def frechet_distance(features_a: Float[np.ndarray, "n d"], features_b: Float[np.ndarray, "k d"]) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of feature vectors.
+
+    Biased upwards by small sets: state n beside it, and compare only at equal n.
+    """
+    return frechet_from_moments(*gaussian_of(features_a), *gaussian_of(features_b))

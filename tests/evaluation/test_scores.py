@@ -1,0 +1,144 @@
+"""Scores, against closed forms and other libraries."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import scoringrules
+
+from ikddit.evaluation import scores
+from ikddit.evaluation.vision import make_torchvision_importable
+
+RNG = np.random.default_rng
+
+
+def ensemble(
+    wafers: int = 8, samples: int = 15, spread: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth and samples from N(centre, 1) and N(centre, spread^2); 70 % of the pixels valid."""
+    rng = RNG(seed)
+    centre = rng.normal(0, 2, (wafers, 2, 64, 64))
+    measured = (centre + rng.normal(size=centre.shape)).astype(np.float32)
+    drawn = centre[:, None] + spread * rng.normal(size=(wafers, samples, 2, 64, 64))
+    valid = (rng.random((wafers, 64, 64)) < 0.7).astype(np.uint8)
+    measured[np.broadcast_to(valid[:, None] == 0, measured.shape)] = np.nan
+    return drawn.astype(np.float32), measured, valid
+
+
+def test_r2_is_zero_for_the_training_mean_and_one_for_the_truth() -> None:
+    measured = RNG(0).normal(size=(3, 2, 64, 64))
+    mean_map = RNG(1).normal(size=(2, 64, 64))
+    valid = np.ones((3, 64, 64))
+    assert scores.r2(np.repeat(mean_map[None], 3, 0), measured, valid, mean_map) == pytest.approx(0.0)
+    assert scores.r2(measured, measured, valid, mean_map) == 1.0
+
+
+def test_r2_is_negative_for_a_forecast_worse_than_the_mean() -> None:
+    measured = RNG(0).normal(size=(1, 2, 64, 64))
+    valid = np.ones((1, 64, 64))
+    assert scores.r2(-measured, measured, valid, np.zeros((2, 64, 64))) == pytest.approx(-3.0)
+
+
+@pytest.mark.parametrize(("total", "wafers"), [(2000, 1000), (1801, 1000), (1000, 1000), (10_000, 7)])
+def test_subset_takes_one_wafer_from_each_stretch_of_time(total: int, wafers: int) -> None:
+    rows = scores.evaluation_subset(range(total), wafers)
+    assert len(rows) == wafers
+    assert (np.diff(rows) > 0).all()
+    assert rows[0] >= 0
+    assert rows[-1] < total
+    assert np.abs(rows - np.arange(wafers) * total / wafers).max() <= total / wafers + 1
+
+
+def test_subset_is_the_same_each_time_and_does_not_alias_with_the_chucks() -> None:
+    rows = scores.evaluation_subset(range(2000), 1000)
+    np.testing.assert_array_equal(rows, scores.evaluation_subset(range(2000), 1000))
+    assert (scores.evaluation_subset(range(2000), 1000, seed=1) != rows).any()
+    assert 0.45 < (rows % 2).mean() < 0.55
+
+
+def test_crps_is_the_fair_estimator_on_the_valid_marks() -> None:
+    drawn, measured, valid = ensemble(wafers=2)
+    inside = np.broadcast_to(valid[:, None] != 0, measured.shape)
+    members = np.moveaxis(drawn, 1, -1)[inside].astype(np.float64)
+    expected = scoringrules.crps_ensemble(measured[inside].astype(np.float64), members, estimator="fair")
+    assert scores.crps_nm(drawn, measured, valid) == pytest.approx(expected.mean())
+
+
+def test_crps_of_a_calibrated_ensemble_does_not_depend_on_its_size() -> None:
+    # CRPS of N(0, 1) against a draw of itself is 1/sqrt(pi).
+    for samples in (2, 5, 15):
+        drawn, measured, valid = ensemble(wafers=12, samples=samples)
+        assert scores.crps_nm(drawn, measured, valid) == pytest.approx(1 / np.sqrt(np.pi), rel=0.02)
+
+
+@pytest.mark.parametrize("samples", [3, 15])
+def test_calibrated_ensemble_covers_its_level_at_any_size(samples: int) -> None:
+    drawn, measured, valid = ensemble(samples=samples)
+    assert scores.coverage(drawn, measured, valid) == pytest.approx(0.9, abs=0.006)
+    assert scores.coverage(drawn, measured, valid, level=0.5) == pytest.approx(0.5, abs=0.008)
+
+
+@pytest.mark.parametrize("samples", [3, 15])
+def test_spread_skill_is_one_when_calibrated_at_any_size(samples: int) -> None:
+    drawn, measured, valid = ensemble(samples=samples)
+    assert scores.spread_skill(drawn, measured, valid) == pytest.approx(1.0, abs=0.02)
+
+
+def test_overconfident_ensemble_covers_too_little_and_spreads_too_little() -> None:
+    drawn, measured, valid = ensemble(spread=0.5)
+    assert scores.coverage(drawn, measured, valid) < 0.65
+    assert scores.spread_skill(drawn, measured, valid) < 0.6
+
+
+def test_ensemble_scores_need_little_memory_beside_the_samples() -> None:
+    drawn, measured, valid = ensemble(wafers=64)
+    tracemalloc.start()
+    scores.crps_nm(drawn, measured, valid)
+    scores.coverage(drawn, measured, valid)
+    scores.spread_skill(drawn, measured, valid)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A fixed number of wafers at a time, so this does not grow with the 64 (or 1,000) given.
+    assert peak < 150e6
+
+
+def test_one_sample_is_no_ensemble() -> None:
+    drawn, measured, valid = ensemble(wafers=1, samples=1)
+    with pytest.raises(ValueError, match="two samples"):
+        scores.crps_nm(drawn, measured, valid)
+
+
+def test_out_of_spec_shares_are_those_counted_by_hand() -> None:
+    probability = np.array([0.9, 0.4, 0.6, 0.1, 0.2])
+    bad = np.array([True, True, False, False, False])
+    found = scores.out_of_spec_scores(probability, bad)
+    # pairs (bad, good) ranked rightly: 0.9 beats all 3, 0.4 beats 2 of 3.
+    assert found == pytest.approx({"auc": 5 / 6, "false_pass": 1 / 2, "false_rework": 1 / 3})
+
+
+def test_out_of_spec_figures_without_a_case_are_absent() -> None:
+    assert scores.out_of_spec_scores(np.array([0.1, 0.7]), np.array([False, False])) == {"false_rework": 0.5}
+
+
+def test_frechet_of_diagonal_gaussians_has_a_closed_form() -> None:
+    a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 9.0])
+    shift = np.array([1.0, -2.0, 0.0])
+    expected = (shift**2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    found = scores.frechet_from_moments(np.zeros(3), np.diag(a), shift, np.diag(b))
+    assert found == pytest.approx(expected)
+
+
+def test_frechet_agrees_with_pytorch_fid() -> None:
+    make_torchvision_importable()
+    from pytorch_fid import fid_score
+
+    rng = RNG(0)
+    a = rng.normal(size=(500, 24)) @ rng.normal(size=(24, 24))
+    b = rng.normal(size=(400, 24)) @ rng.normal(size=(24, 24)) + 0.5
+    expected = fid_score.calculate_frechet_distance(*scores.gaussian_of(a), *scores.gaussian_of(b))
+    assert scores.frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_frechet_of_a_set_with_itself_is_zero_even_when_singular() -> None:
+    few = RNG(0).normal(size=(5, 16))
+    assert scores.frechet_distance(few, few) == pytest.approx(0.0, abs=1e-6)
