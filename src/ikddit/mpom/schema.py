@@ -1,6 +1,6 @@
 """The canonical record (one wafer exposure) as a pyarrow schema: the one place that says what a record is."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -32,7 +32,9 @@ def record_schema(log_names: list[str], units: Units = "nm") -> pa.Schema:
 
     Maps are flat float32 lists in C order of shape (channels, 64, 64): channel 0 is dx, channel 1 is dy in
     nm (`units="nm"`), or R, G, B in [0, 1] (`units="rgb"`: foreign images without a known scale). Row 0 is
-    the top of the wafer (largest y), column 0 the left (smallest x). Pixels whose mask is 0 hold NaN.
+    the top of the wafer (largest y), column 0 the left (smallest x). Pixels whose mask is 0 hold NaN, and a
+    map that does not exist (a wafer not yet measured) is all NaN with a mask of zeros: Parquet cannot read
+    back a null inside a fixed-size list. `mark_count` and `mark_spread_nm` are null for images.
     `log_features` holds NaN where a channel was not received; its names are in the schema's metadata.
 
     Args:
@@ -47,7 +49,9 @@ def record_schema(log_names: list[str], units: Units = "nm") -> pa.Schema:
     """
     maps = pa.list_(pa.float32(), CHANNELS[units] * PIXELS)
     mask = pa.list_(pa.uint8(), PIXELS)
-    fields = [
+    # A fixed-size list of nothing cannot be read back either.
+    features: pa.DataType = pa.list_(pa.float32(), len(log_names)) if log_names else pa.list_(pa.float32())
+    fields: list[pa.Field[Any]] = [
         pa.field("barcode", pa.string(), nullable=False),
         pa.field("lot_id", pa.string()),
         pa.field("wafer_id", pa.string()),
@@ -56,17 +60,17 @@ def record_schema(log_names: list[str], units: Units = "nm") -> pa.Schema:
         pa.field("public_id", pa.int32()),
         pa.field("exposed_at", pa.timestamp("us", tz="UTC")),
         pa.field("log_lines", pa.list_(pa.string())),
-        pa.field("log_features", pa.list_(pa.float32(), len(log_names))),
+        pa.field("log_features", features),
         pa.field("prev_map", maps),
         pa.field("prev_valid", mask),
         pa.field("map", maps),
         pa.field("valid", mask),
-        pa.field("mark_count", pa.list_(pa.uint16(), PIXELS)),
-        pa.field("mark_spread_nm", pa.list_(pa.float32(), 2 * PIXELS)),
+        pa.field("mark_count", pa.list_(pa.uint16())),
+        pa.field("mark_spread_nm", pa.list_(pa.float32())),
         pa.field("source", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
     ]
-    metadata = {
+    metadata: dict[bytes | str, bytes | str] = {
         "record_version": RECORD_VERSION,
         "units": units,
         "map_shape": f"{CHANNELS[units]},{MAP_SIZE},{MAP_SIZE}",
