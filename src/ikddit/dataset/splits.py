@@ -131,7 +131,8 @@ def _order(lots: list[_Lot], seed: int) -> tuple[list[_Lot], str]:
     if len(timeless) < len(lots):
         raise GateError(
             f"prepare: {len(timeless)} of {len(lots)} lots have no exposed_at, such as "
-            f"{', '.join(sorted(timeless)[:5])}; they have no place in time: add ids.exposed_at to their logs, or leave them out"
+            f"{', '.join(sorted(timeless)[:5])}; they have no place in time: add ids.exposed_at to "
+            "their logs, or leave them out"
         )
     log.warning("prepare: no record has exposed_at: lots are split by a hash of their name, not by time")
     return sorted(lots, key=lambda lot: hashlib.sha256(f"{seed}:{lot.name}".encode()).hexdigest()), "hash"
