@@ -40,3 +40,7 @@ class ModelError(IkdditError):
 
 class TrainingError(IkdditError):
     """Training cannot go on (NaN loss, unusable checkpoint); names the step and the last good state."""
+
+
+class RegistryError(IkdditError):
+    """The MLflow store cannot be used, or a model could not be registered; no half version is left."""

@@ -1,0 +1,223 @@
+"""One result -> one MLflow run and one version in the model registry, however often it is asked for.
+
+Aliases: `register.alias` (default `challenger`) always moves to the newest version; `champion`, which serving
+reads, is given to the first version only and moves by a promotion, never by itself.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ikddit.atomic import write_json
+from ikddit.console import log
+from ikddit.errors import IkdditError, RegistryError
+from ikddit.params import Params
+from ikddit.registry.package import check_folder, example_frame, log_package
+from ikddit.registry.result import Result, collect
+from ikddit.registry.store import Store, locate_store, open_store, process_tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+FINGERPRINT_TAG = "fingerprint"
+EXP_TAG = "dvc_exp_name"
+VERSION_TAG = "model_version"
+VERSION_METRICS = ("rmse_nm", "r2", "m3s_error_nm", "ome_1p5", "crps_nm", "floor_rmse_nm")
+"""Metrics repeated as tags of the version, for the registry's table."""
+VERSION_PARAMS = ("model", "mask_ratio", "seed")
+METRICS_PER_BATCH = 1000
+PARAMS_PER_BATCH = 100
+
+
+def register(params: Params, folder: Path = Path(), store: Store | None = None) -> dict[str, Any]:
+    """Register the result in `folder`; a second call for the same result changes nothing.
+
+    A result is known by its fingerprint. If it is registered already but a DVC experiment with a new name
+    asks for it (all its stages came from the cache), a run of that name is added that points to the version.
+    Processes on this machine take turns. A failure leaves a run marked FAILED and no version; a kill leaves
+    a run that the next call marks KILLED.
+
+    Args:
+        params: the parameters the result was made with.
+        folder: the workspace (a clone under `dvc exp run --temp`).
+        store: where to register; by default the store of the main checkout.
+
+    Returns:
+        What `reports/registration.json` holds: model_name, version, run_id, fingerprint, alias, tracking_uri
+        (without this machine's paths) and model_uri.
+
+    Raises:
+        RegistryError: the result is incomplete, or the store or MLflow failed.
+        ModelError: the model folder is not fit to be registered.
+    """
+    result = collect(params, folder)
+    check_folder(result.model)
+    store = store or locate_store()
+    settings = params.register_
+    with store.lock():
+        client, experiment_id = open_store(store, settings.experiment)
+        version = find_version(client, settings.model_name, result.fingerprint)
+        if version is None:
+            version, run_id = _new_version(client, experiment_id, result, params)
+            log.info("registered %s version %s (run %s)", settings.model_name, version.version, run_id)
+        else:
+            _finish(client, version, settings.alias)
+            run_id = _run_of(client, experiment_id, result, version)
+    return {
+        "model_name": settings.model_name,
+        "version": int(version.version),
+        "run_id": run_id,
+        "fingerprint": result.fingerprint,
+        "alias": settings.alias,
+        "tracking_uri": store.public_uri,
+        "model_uri": f"models:/{settings.model_name}/{version.version}",
+    }
+
+
+def write_registration(registration: dict[str, Any], path: Path = Path("reports/registration.json")) -> None:
+    """Write the answer of `register` for git: nothing in it depends on this machine's folders."""
+    write_json(path, registration)
+
+
+def find_version(client: "MlflowClient", name: str, fingerprint: str) -> "ModelVersion | None":
+    """Return the newest version with this fingerprint whose files are still there."""
+    found = client.search_model_versions(f"name = '{name}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
+    for version in sorted(found, key=lambda v: int(v.version), reverse=True):
+        if _has_files(client, version):
+            return version
+        log.warning("%s version %s has lost its files; the model is registered anew", name, version.version)
+    return None
+
+
+def _has_files(client: "MlflowClient", version: "ModelVersion") -> bool:
+    from mlflow.artifacts import list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        uri = client.get_model_version_download_uri(version.name, version.version)
+        return any(Path(item.path).name == "MLmodel" for item in list_artifacts(artifact_uri=uri) or [])
+    except (MlflowException, OSError):
+        return False
+
+
+def _new_version(
+    client: "MlflowClient", experiment_id: str, result: Result, params: Params
+) -> tuple["ModelVersion", str]:
+    import mlflow
+
+    settings = params.register_
+    run = mlflow.start_run(
+        experiment_id=experiment_id,
+        run_name=result.run_name,
+        tags=_run_tags(result),
+    )
+    run_id = run.info.run_id
+    version = None
+    try:
+        with run:
+            _log_result(client, run_id, result)
+            example = example_frame(result.folder / "data" / "prepared", result.model)
+            info = log_package(result.model, example, {FINGERPRINT_TAG: result.fingerprint})
+            # The tags come with the version in one transaction: no version is ever without its fingerprint.
+            version = mlflow.register_model(info.model_uri, settings.model_name, tags=_version_tags(result))
+            client.set_tag(run_id, VERSION_TAG, version.version)
+            _set_aliases(client, version, settings.alias)
+        return version, run_id
+    except BaseException as error:
+        if version is None:
+            _discard_models(client, experiment_id, run_id)
+        if isinstance(error, IkdditError) or not isinstance(error, Exception):
+            raise
+        raise RegistryError(
+            f"run {run_id}: {type(error).__name__}: {error}; the run is marked FAILED, no version was made; "
+            "repeat with `dvc repro register`"
+        ) from error
+
+
+def _discard_models(client: "MlflowClient", experiment_id: str, run_id: str) -> None:
+    """Remove what a failed log_model left, so that the UI shows no model without a version."""
+    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(model.model_id)
+
+
+def _finish(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
+    """Complete a version whose process died between making it and naming it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(str(version.run_id))
+    except MlflowException:  # the run was deleted for good; the version stands by itself
+        return
+    if run.info.status != "FINISHED":
+        client.set_tag(run.info.run_id, VERSION_TAG, version.version)
+        _set_aliases(client, version, alias)
+        client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def _run_of(client: "MlflowClient", experiment_id: str, result: Result, version: "ModelVersion") -> str:
+    """Find the run of a registered result; add one for an experiment name not seen with it before."""
+    if result.exp_name is None:
+        return str(version.run_id)
+    known = client.search_runs(
+        [experiment_id],
+        f"tags.{FINGERPRINT_TAG} = '{result.fingerprint}' and tags.{EXP_TAG} = '{result.exp_name}'"
+        " and attributes.status = 'FINISHED'",
+        max_results=1,
+    )
+    if known:
+        return str(known[0].info.run_id)
+    note = (
+        f"Same result as version {version.version} (run {version.run_id}): every stage came from the cache."
+    )
+    tags = _run_tags(result) | {VERSION_TAG: version.version, "mlflow.note.content": note}
+    run = client.create_run(experiment_id, run_name=result.run_name, tags=tags)
+    run_id = str(run.info.run_id)
+    try:
+        _log_result(client, run_id, result)
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+    log.info("experiment %s is version %s again: run %s added", result.exp_name, version.version, run_id)
+    return run_id
+
+
+def _set_aliases(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
+    client.set_registered_model_alias(version.name, alias, version.version)
+    if CHAMPION not in client.get_registered_model(version.name).aliases:
+        client.set_registered_model_alias(version.name, CHAMPION, version.version)
+
+
+def _run_tags(result: Result) -> dict[str, str]:
+    commit = result.tags.get("git_commit")
+    source = {"mlflow.source.git.commit": commit} if commit else {}
+    return result.tags | source | process_tags() | {FINGERPRINT_TAG: result.fingerprint}
+
+
+def _version_tags(result: Result) -> dict[str, str]:
+    metrics = {
+        name: f"{result.metrics[name]:.6g}"
+        for name in VERSION_METRICS
+        if result.metrics.get(name) is not None
+    }
+    params = {name: result.params[name] for name in VERSION_PARAMS}
+    return result.tags | params | metrics | {FINGERPRINT_TAG: result.fingerprint}
+
+
+def _log_result(client: "MlflowClient", run_id: str, result: Result) -> None:
+    """Log params, metrics, curves and reports; in batches, since every call is a transaction."""
+    from mlflow.entities import Metric, Param
+
+    params = [Param(name, value) for name, value in result.params.items()]
+    for start in range(0, len(params), PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=params[start : start + PARAMS_PER_BATCH])
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
+    metrics += [Metric(name, value, now, step) for name, step, value in result.curves()]
+    for start in range(0, len(metrics), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
+    for path in result.artifacts():
+        place = path.parent.as_posix() if path.parent.name else None
+        client.log_artifact(run_id, str(result.folder / path), place)

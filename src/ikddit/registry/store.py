@@ -1,0 +1,211 @@
+"""The one MLflow store of a checkout, shared by `dvc exp run --temp` and queued runs, which use a clone."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from ikddit.console import log
+from ikddit.errors import RegistryError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+HOST_TAG = "ikddit.host"
+PROCESS_TAG = "ikddit.process"
+LOCK_TIMEOUT_S = 600.0
+
+
+def checkout_root(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Path:
+    """Find the main checkout: `DVC_ROOT` (set by DVC in every kind of run), else the git top level, else cwd.
+
+    Temporary and queued experiments run in a clone that is thrown away; `DVC_ROOT` still names the checkout
+    that started them.
+    """
+    if env.get("DVC_ROOT"):
+        return Path(env["DVC_ROOT"]).resolve()
+    here = (cwd or Path.cwd()).resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs, versions and artifacts live."""
+
+    root: Path
+    """The main checkout."""
+    uri: str
+    """Tracking URI; a SQLite path is absolute."""
+    artifact_location: str | None
+    """Absolute `file://` URI of artifacts of new experiments; None where a server or database URL decides."""
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file, or None for any other store."""
+        path = self.uri.removeprefix(SQLITE).partition("?")[0]
+        return Path(path) if self.uri.startswith(SQLITE) else None
+
+    @property
+    def public_uri(self) -> str:
+        """The URI without passwords or paths of this machine: fit for a file that is committed.
+
+        >>> Store(Path("/c"), "sqlite:////c/mlflow.db", None).public_uri
+        'sqlite:///mlflow.db'
+        >>> Store(Path("/c"), "postgresql://u:secret@db:5432/mlflow", None).public_uri
+        'postgresql://db:5432/mlflow'
+        """
+        if self.database is not None:
+            inside = self.database.is_relative_to(self.root)
+            return SQLITE + str(self.database.relative_to(self.root) if inside else self.database.name)
+        parts = urlsplit(self.uri)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    def lock(self) -> "BaseFileLock":
+        """A lock between the processes that use this store from this machine (reentrant within one)."""
+        from filelock import FileLock
+
+        # Beside the database, so that two checkouts sharing one also share the lock.
+        place = (
+            self.database.with_name(self.database.name + ".lock")
+            if self.database
+            else self.root / ".ikddit" / "mlflow.lock"
+        )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(place, timeout=LOCK_TIMEOUT_S, is_singleton=True)
+
+
+def locate_store(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Store:
+    """Find the store without opening it.
+
+    `MLFLOW_TRACKING_URI` is respected; a relative SQLite path in it means the main checkout, not the clone a
+    temporary experiment runs in. The default is `mlflow.db` and `mlruns/` in the main checkout.
+    """
+    root = checkout_root(env, cwd)
+    uri = env.get("MLFLOW_TRACKING_URI") or SQLITE + "mlflow.db"
+    if not uri.startswith(SQLITE) or ":memory:" in uri:
+        return Store(root, uri, None)
+    path, _, query = uri.removeprefix(SQLITE).partition("?")
+    database = root / path  # an absolute path replaces the root
+    return Store(
+        root,
+        SQLITE + str(database) + (f"?{query}" if query else ""),
+        (database.parent / "mlruns").as_uri(),
+    )
+
+
+def open_store(store: Store, experiment: str) -> tuple["MlflowClient", str]:
+    """Open the store, creating database and experiment on first use, and end what dead processes left.
+
+    Args:
+        store: from `locate_store`.
+        experiment: experiment name; a new one gets an absolute artifact location.
+
+    Returns:
+        The client and the experiment id; MLflow's global tracking URI is set to the store as well.
+
+    Raises:
+        RegistryError: the store cannot be opened, or the experiment was deleted in it.
+    """
+    mlflow = quiet_mlflow()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        # Two first uses at once would both create the tables, and one of them would die in the migration.
+        with store.lock():
+            mlflow.set_tracking_uri(store.uri)
+            client = mlflow.MlflowClient()
+            experiment_id = _experiment_id(client, experiment, store)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RegistryError(
+            f"MLflow store {store.public_uri}: cannot be opened: {reason}; "
+            "see MLFLOW_TRACKING_URI and `ikddit models`"
+        ) from error
+    reap(client, experiment_id)
+    return client, experiment_id
+
+
+def quiet_mlflow() -> ModuleType:
+    """Import MLflow with telemetry off, and without its migration chatter and progress bars."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
+
+
+def _experiment_id(client: "MlflowClient", name: str, store: Store) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=store.artifact_location))
+        except MlflowException:  # on a shared server someone else may have been first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise RegistryError(
+            f"MLflow store {store.public_uri}: experiment `{name}` was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or set register.experiment"
+        )
+    if store.artifact_location and not str(found.artifact_location).startswith(store.artifact_location):
+        log.warning(
+            "experiment `%s` keeps its artifacts in %s, not in %s: was the checkout moved?",
+            name,
+            found.artifact_location,
+            store.artifact_location,
+        )
+    return str(found.experiment_id)
+
+
+def process_tags() -> dict[str, str]:
+    """Tags by which a run is known to belong to this process, for `reap`."""
+    import psutil
+
+    me = psutil.Process()
+    return {HOST_TAG: socket.gethostname(), PROCESS_TAG: f"{me.pid}:{me.create_time():.2f}"}
+
+
+def reap(client: "MlflowClient", experiment_id: str) -> list[str]:
+    """Mark runs as KILLED that are still RUNNING though their process on this host is gone.
+
+    Returns:
+        The ids of those runs.
+    """
+    dead = [
+        run.info.run_id
+        for run in client.search_runs(
+            [experiment_id],
+            f"attributes.status = 'RUNNING' and tags.`{HOST_TAG}` = '{socket.gethostname()}'",
+        )
+        if not _alive(run.data.tags.get(PROCESS_TAG, ""))
+    ]
+    for run_id in dead:
+        client.set_terminated(run_id, "KILLED")
+        log.warning("run %s was left RUNNING by a process that is gone: marked KILLED", run_id)
+    return dead
+
+
+def _alive(process: str) -> bool:
+    import psutil
+
+    pid, _, created = process.partition(":")
+    try:
+        # A recycled pid has another start time; the clock behind it may be corrected by a second meanwhile.
+        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 2.0)
+    except (psutil.NoSuchProcess, ValueError):
+        return False
