@@ -105,6 +105,9 @@ class BaselineParams(Section):
     """Fab baselines (stage `baselines`)."""
 
     ewma_lambda: float = Field(0.2, gt=0.0, le=1.0)
+    """Weight of the newest lot."""
+    metrology_delay_h: float = Field(12.0, ge=0.0)
+    """Hours from a lot's last exposure until EWMA may use its measured maps."""
     components: int = Field(100, ge=1)
     """Principal components of the map in which gradient boosting works."""
     ridge_alphas: list[float] = [3.0, 10.0, 30.0, 100.0, 300.0]

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sized
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from ikddit.overlay.kpi import Maps, Mask, squared_error
+from ikddit.overlay import kpi
+from ikddit.overlay.kpi import Maps, Mask
 
 Ensemble = Shaped[np.ndarray, "n m 2 64 64"]
 """nm, any float type."""
@@ -57,11 +58,41 @@ def evaluation_subset(split: Sized, wafers: int, seed: int = 0) -> Int[np.ndarra
 
 def r2(predicted: Maps, measured: Maps, valid: Mask, mean_map: Float[np.ndarray, "2 64 64"]) -> float:
     """1 - squared error / squared error of the training mean map; 0 is no better than that map."""
-    reference = np.broadcast_to(mean_map, measured.shape)
-    return float(
-        1.0
-        - squared_error(predicted, measured, valid).sum() / squared_error(reference, measured, valid).sum()
-    )
+    left = kpi.squared_error(predicted, measured, valid).sum()
+    total = kpi.squared_error(np.broadcast_to(mean_map, measured.shape), measured, valid).sum()
+    return float(1.0 - left / total) if total else float("nan")
+
+
+def point_scores(
+    predicted: Maps,
+    measured: Maps,
+    valid: Mask,
+    mean_map: Float[np.ndarray, "2 64 64"],
+    tau_nm: float,
+    m3s_forecast: Float[np.ndarray, "n 2"] | None = None,
+) -> dict[str, float]:
+    """The figures of one line of the table: `rmse_nm`, `r2`, `m3s_error_nm` and OME (`ome_1p5` for 1.5 nm).
+
+    Args:
+        predicted: forecast maps, nm.
+        measured: measured maps, nm.
+        valid: their masks.
+        mean_map: mean map of train, for R2.
+        tau_nm: of OME.
+        m3s_forecast: M3S per wafer and axis, from samples; without it, that of the forecast map.
+
+    Returns:
+        Figures that are not finite (no valid mark) are absent.
+    """
+    if m3s_forecast is None:
+        m3s_forecast = kpi.m3s_nm(predicted, valid)
+    figures = {
+        "rmse_nm": kpi.rmse_nm(predicted, measured, valid),
+        "r2": r2(predicted, measured, valid, mean_map),
+        "m3s_error_nm": kpi.m3s_error_nm(m3s_forecast, kpi.m3s_nm(measured, valid)),
+        ome_name(tau_nm): kpi.ome(predicted, measured, valid, tau_nm),
+    }
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 
 def excess_nm(rmse_nm: float, floor_rmse_nm: float) -> float:

@@ -32,13 +32,13 @@ def make_torchvision_importable() -> bool:
         raise ModuleNotFoundError("torchvision is not installed; pip install -c constraints.txt torchvision")
     try:
         for library in sorted(Path(spec.origin).parent.glob("_C*.so")):
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         if hasattr(torch.ops.torchvision, "nms"):
             return True
     except OSError:
         pass  # built for another torch: the schemas below
-    schemas = torch.library.Library("torchvision", "DEF")
-    schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    schemas = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     _kept.append(schemas)
     return False

@@ -1,0 +1,122 @@
+"""The table every model stands in: all baselines and the oracle, on the wafers that models are scored on."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ikddit.console import log
+from ikddit.dataset.arrow import PreparedSplit
+from ikddit.evaluation.baselines import NAMES, Baselines
+from ikddit.evaluation.ewma import Rows
+from ikddit.evaluation.scores import evaluation_subset, ome_name, point_scores
+from ikddit.overlay import kpi
+from ikddit.params import BaselineParams
+
+ORACLE_SAMPLES = 8
+"""Posterior samples per wafer for the oracle's M3S forecast."""
+_CHUNK = 250
+
+
+def baseline_table(
+    splits: Mapping[str, PreparedSplit],
+    mean_map: Float[np.ndarray, "2 64 64"],
+    dataset: Mapping[str, Any],
+    settings: BaselineParams,
+    wafers: int,
+    tau_nm: float,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score all baselines on `test` and `test_unseen` (see `evaluation_subset`).
+
+    Args:
+        splits: train, val, test and, if there is one, test_unseen.
+        mean_map: mean map of train, nm, the reference of R2.
+        dataset: dataset.json; with the seeds of a simulated fab it gives the oracle and the floor.
+        settings: the `baselines` section of params.yaml.
+        wafers: scored wafers per split, at most.
+        tau_nm: of OME.
+        seed: of the randomised fits.
+
+    Returns:
+        What reports/baselines.json holds: `floor_rmse_nm` and `floor_ome_...` of `test`; for each scored
+        split its `n`, its floor, and the figures of each baseline; `not_computed` with the reasons.
+    """
+    baselines = Baselines(splits["train"], splits["val"], settings, seed)
+    not_computed = baselines.unavailable()
+    if "seeds" not in dataset:
+        not_computed["oracle"] = "the data are not simulated: no exact floor is known"
+    history = [split for split in splits.values() if len(split)]
+    table: dict[str, Any] = {}
+    for split_name in ("test", "test_unseen"):
+        split = splits.get(split_name)
+        if split is None or not len(split):
+            continue
+        rows = evaluation_subset(split, wafers)
+        measured, valid = split.map[rows].astype(np.float32), split.valid[rows]
+        part: dict[str, Any] = {"n": len(rows)}
+        for name in NAMES:
+            if name not in not_computed:
+                start = time.monotonic()
+                predicted = baselines.predict(name, split, rows, history)
+                part[name] = point_scores(predicted, measured, valid, mean_map, tau_nm)
+                if (alpha := baselines.alpha(name)) is not None:
+                    part[name]["alpha"] = alpha
+                _say(split_name, name, part[name], start)
+        if "seeds" in dataset:
+            start = time.monotonic()
+            oracle, floor = _oracle(dataset, split, rows, measured, valid, mean_map, tau_nm)
+            part = {"n": part.pop("n"), **floor, **part, "oracle": oracle}
+            _say(split_name, "oracle", oracle, start)
+        table[split_name] = part
+    floors = {name: value for name, value in table.get("test", {}).items() if name.startswith("floor_")}
+    return {**floors, **table, "not_computed": not_computed}
+
+
+def _say(split_name: str, name: str, figures: dict[str, float], start: float) -> None:
+    rmse = figures.get("rmse_nm", float("nan"))
+    log.info("baselines: %s: %s: %.3f nm (%.1f s)", split_name, name, rmse, time.monotonic() - start)
+
+
+def _oracle(
+    dataset: Mapping[str, Any],
+    split: PreparedSplit,
+    rows: Rows,
+    measured: np.ndarray,
+    valid: np.ndarray,
+    mean_map: np.ndarray,
+    tau_nm: float,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores of the exact conditional mean, and the expected ones: the floor.
+
+    `m3s_error_nm` is that of the mean map, as for every baseline; `m3s_error_sampled_nm` that of posterior
+    samples, the better M3S forecast. The floor is absent where flyers were left unflagged: the simulator's
+    law then no longer holds for the measured map.
+    """
+    from ikddit.simulator.oracle import oracle_for
+
+    barcodes = split.barcode
+    rng = np.random.default_rng(0)
+    predicted, m3s = np.empty_like(measured), np.empty((len(rows), 2))
+    squares = beyond = 0.0
+    marks = np.count_nonzero(valid, axis=(1, 2))
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        posterior = oracle_for(dict(dataset), [barcodes[row] for row in rows[part]])
+        predicted[part] = posterior.mean_map()
+        draws = posterior.sample(ORACLE_SAMPLES, rng)
+        m3s[part] = np.mean([kpi.m3s_nm(draws[:, i], valid[part]) for i in range(ORACLE_SAMPLES)], axis=0)
+        squares += float(posterior.floor_mse @ marks[part])
+        beyond += float(posterior.ome(tau_nm) @ marks[part])
+    figures = point_scores(predicted, measured, valid, mean_map, tau_nm)
+    figures["m3s_error_sampled_nm"] = kpi.m3s_error_nm(m3s, kpi.m3s_nm(measured, valid))
+    if dataset["seeds"].get("unflagged_flyers"):
+        return figures, {}
+    total = max(int(marks.sum()), 1)
+    floor = {
+        "floor_rmse_nm": float(np.sqrt(squares / total)),
+        f"floor_{ome_name(tau_nm)}": beyond / total,
+    }
+    return figures, floor
