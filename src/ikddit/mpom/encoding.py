@@ -175,7 +175,8 @@ def area_weights(size: int, target: int) -> Float32[np.ndarray, "target size"]:
     source = np.arange(size) * (target / size)
     low = np.maximum(np.arange(target)[:, None], source)
     high = np.minimum(np.arange(1, target + 1)[:, None], source + target / size)
-    return np.maximum(high - low, 0.0).astype(np.float32)
+    weights: Float32[np.ndarray, "target size"] = np.maximum(high - low, 0.0).astype(np.float32)
+    return weights
 
 
 def resample(

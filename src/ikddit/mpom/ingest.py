@@ -1,0 +1,258 @@
+"""The ingest engine: plan -> worker processes -> Parquet parts, quarantine and report.
+
+Tasks come back in the order in which they were planned, whatever the number of workers; of the records the
+parent keeps only the barcodes.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ikddit.atomic import atomic_dir, write_json
+from ikddit.console import log, progress
+from ikddit.errors import GateError, IkdditError, InputError
+from ikddit.mpom.source import Census, Rejection
+from ikddit.mpom.survey import Survey, survey
+from ikddit.mpom.tasks import Job, Outcome, Task, plan, run_task, write_part
+from ikddit.mpom.wafer import Clipping
+from ikddit.params import IngestParams
+
+_job: Job | None = None
+
+
+def _start_worker(job: Job) -> None:
+    global _job
+    _job = job
+    pa.set_cpu_count(1)
+
+
+def _work(number: int, task: Task) -> Outcome:
+    assert _job is not None
+    return run_task(_job, number, task)
+
+
+def _outcomes(job: Job, census: Census) -> Iterator[Outcome]:
+    """Outcomes in the order of the tasks, with a bounded number of tasks under way."""
+    workers = job.settings.workers or len(os.sched_getaffinity(0))
+    tasks = enumerate(plan(job, census))
+    first = list(itertools.islice(tasks, 2))
+    if workers == 1 or len(first) < 2:
+        for number, task in itertools.chain(first, tasks):
+            yield run_task(job, number, task)
+        return
+    # Started afresh: forking a process that holds Arrow's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,))
+    try:
+        under_way: deque[Future[Outcome]] = deque(pool.submit(_work, *numbered) for numbered in first)
+        for numbered in tasks:
+            under_way.append(pool.submit(_work, *numbered))
+            if len(under_way) > workers + 2:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        remedy = "lower ingest.workers or ingest.wafers_per_part if memory ran out"
+        raise IkdditError(f"{job.survey.root}: a worker process died; {remedy}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Names:
+    """Who the records of a part are."""
+
+    columns: ClassVar = ["barcode", "source", "sha256"]
+
+    def __init__(self, table: pa.Table) -> None:
+        self.barcode, self.source, self.sha256 = (
+            [str(value) for value in table[name].to_pylist()] for name in self.columns
+        )
+
+
+class _Collector:
+    """Numbers the parts, takes duplicates out, writes the quarantine and counts."""
+
+    def __init__(self, scratch: Path, quarantine: TextIO) -> None:
+        self._scratch, self._quarantine = scratch, quarantine
+        self._seen: dict[str, int] = {}
+        self._parts = 0
+        self.records = 0
+        self.with_target = 0
+        self.reasons: Counter[str] = Counter()
+        self.clipping = Clipping()
+
+    def add(self, outcome: Outcome) -> None:
+        for rejection in outcome.rejections:
+            self._reject(rejection)
+        self.with_target += outcome.with_target
+        self.clipping.values += outcome.clipping.values
+        self.clipping.clipped += outcome.clipping.clipped
+        for path, barcodes in zip(outcome.parts, outcome.barcodes, strict=True):
+            self._add_part(path, barcodes)
+
+    def _add_part(self, path: Path, barcodes: list[str]) -> None:
+        keep = np.zeros(len(barcodes), bool)
+        for row, barcode in enumerate(barcodes):
+            if barcode not in self._seen:
+                self._seen[barcode] = self._parts
+                keep[row] = True
+        if not keep.all():
+            self._drop(path, keep)
+        if keep.any():
+            os.replace(path, self._part(self._parts))
+            self._parts += 1
+            self.records += int(keep.sum())
+        else:
+            path.unlink()
+
+    def _part(self, number: int) -> Path:
+        return self._scratch / f"part-{number:05d}.parquet"
+
+    def _drop(self, path: Path, keep: np.ndarray) -> None:
+        """Quarantine the rows whose barcode was met before, and write the part without them."""
+        table = pq.read_table(path)
+        here = _Names(table)
+        for row in np.flatnonzero(~keep).tolist():
+            barcode, source = here.barcode[row], here.source[row]
+            number = self._seen[barcode]
+            there = (
+                here
+                if number == self._parts
+                else _Names(pq.read_table(self._part(number), columns=_Names.columns))
+            )
+            first = there.barcode.index(barcode)
+            same = " with the same content" if there.sha256[first] == here.sha256[row] else ""
+            reason = f"duplicate barcode {barcode!r}, first met in {there.source[first]}{same}"
+            self._reject(Rejection(source, source, "barcode", reason, "give each exposure its own barcode"))
+            self.with_target -= any(table["valid"][row].as_py())
+        if keep.any():
+            write_part(table.filter(pa.array(keep)), path)
+
+    def _reject(self, rejection: Rejection) -> None:
+        self.reasons[rejection.field] += 1
+        line = json.dumps({**asdict(rejection), "stage": "ingest"}, ensure_ascii=False)
+        self._quarantine.write(line + "\n")
+
+
+def _check_out(raw: Path, records: Path) -> None:
+    if records.resolve().is_relative_to(raw.resolve()):
+        raise InputError(
+            str(records), "out", f"lies inside the raw data {raw}", "give a folder outside of it"
+        )
+    if records.exists():
+        ours = ("part-", "dataset.json")
+        foreign = (
+            [p.name for p in records.iterdir() if not p.name.startswith(ours)]
+            if records.is_dir()
+            else ["a file"]
+        )
+        if foreign:
+            reason = f"holds other things than records ({foreign[0]}); it would be replaced as a whole"
+            raise InputError(str(records), "out", reason, "give another folder")
+
+
+def ingest(
+    raw: Path | str,
+    records: Path | str,
+    quarantine: Path | str,
+    report: Path | str,
+    settings: IngestParams | None = None,
+) -> dict[str, Any]:
+    """Read a raw data set into canonical records.
+
+    Args:
+        raw: MPOM folder, zip of one, mark table, or folder of mark tables.
+        records: folder for part-NNNNN.parquet and dataset.json; replaced as a whole.
+        quarantine: folder for quarantine.jsonl; replaced as a whole.
+        report: JSON file of counts.
+        settings: section `ingest` of params.yaml.
+
+    Returns:
+        What the report holds; found = records + quarantined.
+
+    Raises:
+        InputError: nothing to ingest, an unusable dataset.json, or an output folder that is not ours.
+        GateError: every item went to quarantine (which is written).
+    """
+    raw, records, settings = Path(raw), Path(records), settings or IngestParams.model_validate({})
+    found_out = survey(raw, settings)
+    _check_out(raw, records)
+    census = Census()
+    with (
+        atomic_dir(quarantine) as refused,
+        (refused / "quarantine.jsonl").open("w", encoding="utf-8") as lines,
+    ):
+        try:
+            with atomic_dir(records) as scratch:
+                collector = _Collector(scratch, lines)
+                job = Job(found_out, settings, scratch)
+                for outcome in progress(_outcomes(job, census), "ingest", unit="parts"):
+                    collector.add(outcome)
+                summary = _summary(found_out, collector, census)
+                if not collector.records:
+                    raise _NoRecordsError
+                write_json(scratch / "dataset.json", _description(found_out, summary))
+        except _NoRecordsError:
+            pass
+    write_json(report, summary)
+    if not summary["records"]:
+        reasons = ", ".join(f"{name}: {count}" for name, count in summary["quarantined_by_field"].items())
+        where = Path(quarantine) / "quarantine.jsonl"
+        raise GateError(
+            f"{raw}: none of {summary['found']} items is usable ({reasons}); reasons are in {where}"
+        )
+    log.info(
+        "ingest: %d found = %d records + %d quarantined",
+        *(summary[k] for k in ("found", "records", "quarantined")),
+    )
+    return summary
+
+
+class _NoRecordsError(Exception):
+    """Leaves the records folder as it was."""
+
+
+def _summary(found_out: Survey, collector: _Collector, census: Census) -> dict[str, Any]:
+    rejected = collector.reasons.total()
+    layout = found_out.layout
+    nm = layout.scale_nm is not None
+    summary: dict[str, Any] = {
+        "found": collector.records + rejected,
+        "records": collector.records,
+        "quarantined": rejected,
+        "quarantined_by_field": dict(sorted(collector.reasons.items())),
+        "format": found_out.format,
+        "units": layout.units,
+        "with_target": collector.with_target,
+        "log_channels": len(layout.log_names),
+        "capabilities": {"nm": nm, "supervised": nm and collector.with_target > 0, "generation": True},
+        "ignored_files": census.ignored,
+        "notes": found_out.notes,
+    }
+    if collector.clipping.values:
+        summary["clipped_share"] = collector.clipping.clipped / collector.clipping.values
+    return summary
+
+
+def _description(found_out: Survey, summary: dict[str, Any]) -> dict[str, Any]:
+    """The raw dataset.json and what ingest found; the records' sign is the canonical one."""
+    return {
+        **found_out.description,
+        "units": summary["units"],
+        "sign": "current_minus_previous",
+        "feature_names": found_out.layout.log_names,
+        "capabilities": summary["capabilities"],
+        "notes": summary["notes"],
+    }

@@ -1,0 +1,318 @@
+"""Mark tables as files: CSV and Parquet with any column names, split into wafers, streamed if large."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from ikddit.errors import InputError, ParamsError
+from ikddit.mpom.schema import ID_FIELDS
+from ikddit.params import MarksParams
+
+NUMBERS = (
+    "wafer_x_mm",
+    "wafer_y_mm",
+    "field_x_mm",
+    "field_y_mm",
+    "mark_x_mm",
+    "mark_y_mm",
+    "ovl_x_nm",
+    "ovl_y_nm",
+)
+TEXTS = ("barcode", "lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at", "exposure", "valid")
+UNUSED = ("field_col", "field_row", "tis_x_nm", "tis_y_nm", "qmerit")
+"""Columns that canonical tables may hold and that records do not."""
+FLAGS = {"1": True, "true": True, "0": False, "false": False}
+NULLS = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-"]
+"""Cells that mean: not measured."""
+WHOLE_TABLE_BYTES = 256 << 20
+"""A table up to this size is read at once, its rows in any order; a larger one is streamed wafer by wafer."""
+_BLOCK_BYTES = 8 << 20
+_COLUMNS = "ingest.marks.columns"
+
+Wafer = tuple[str, pa.Table | InputError]
+
+
+def check_aliases(settings: MarksParams) -> None:
+    """Check the alias map's own names.
+
+    Raises:
+        ParamsError: it names a column that no mark table has.
+
+    >>> check_aliases(MarksParams(columns={"dx": "dX"}))
+    Traceback (most recent call last):
+        ...
+    ikddit.errors.ParamsError: ingest.marks.columns: 'dx' is not a canonical column; known: barcode, ...
+    """
+    unknown = set(settings.columns).difference(NUMBERS, TEXTS, UNUSED)
+    if unknown:
+        known = ", ".join((*TEXTS, *NUMBERS))
+        raise ParamsError(f"{_COLUMNS}: {sorted(unknown)[0]!r} is not a canonical column; known: {known}")
+
+
+def resolve_columns(found: Sequence[str], settings: MarksParams, file: str) -> dict[str, str]:
+    """Canonical name -> name in the file, of the columns that are there and used.
+
+    Raises:
+        InputError: a required or declared column is missing, or one occurs twice.
+
+    >>> aliases = {"lot_id": "Lot", "slot": "Wafer", "wafer_x_mm": "X", "wafer_y_mm": "Y"}
+    >>> settings = MarksParams(columns={**aliases, "ovl_x_nm": "dX", "ovl_y_nm": "dY"})
+    >>> resolve_columns(["Lot", "Wafer", "X", "Y", "dX", "dY", "Tool"], settings, "a.csv")["wafer_x_mm"]
+    'X'
+    """
+    columns: dict[str, str] = {}
+    for name in (*TEXTS, *NUMBERS):
+        alias = settings.columns.get(name, name)
+        if alias in found:
+            columns[name] = alias
+        elif name in settings.columns:
+            raise _missing(file, name, alias, found, settings)
+    needed = ["ovl_x_nm", "ovl_y_nm", "wafer_x_mm", "wafer_y_mm"]
+    if settings.reference == "field":
+        needed[2:] = ["field_x_mm", "field_y_mm", "mark_x_mm", "mark_y_mm"]
+    for name in needed:
+        if name not in columns:
+            raise _missing(file, name, name, found, settings)
+    if "barcode" not in columns and not ("lot_id" in columns and columns.keys() & {"slot", "wafer_id"}):
+        raise _missing(file, "barcode (or lot_id with slot or wafer_id)", "barcode", found, settings)
+    for alias in columns.values():
+        if list(found).count(alias) > 1:
+            raise InputError(file, "columns", f"{alias!r} occurs twice in the header", "rename one of them")
+    twice = [alias for alias in columns.values() if list(columns.values()).count(alias) > 1]
+    if twice:
+        raise InputError(
+            file, "columns", f"{twice[0]!r} stands for two canonical columns", f"check {_COLUMNS}"
+        )
+    return columns
+
+
+def _missing(file: str, name: str, alias: str, found: Sequence[str], settings: MarksParams) -> InputError:
+    if len(found) == 1:
+        for delimiter in ";\t|, ":
+            if delimiter != settings.delimiter and delimiter in found[0].strip():
+                reason = f"one single column {found[0][:60]!r}"
+                return InputError(file, "delimiter", reason, f"set ingest.marks.delimiter to {delimiter!r}")
+    shown = ", ".join(map(repr, found[:30]))
+    remedy = f"map it in {_COLUMNS}, for example {{{name.partition(' ')[0]}: its name in the file}}"
+    return InputError(file, "columns", f"no column {alias!r} for {name}; found {shown}", remedy)
+
+
+def wafers_of(
+    path: Path, file: str, settings: MarksParams, whole_bytes: int = WHOLE_TABLE_BYTES
+) -> Iterator[Wafer]:
+    """Split a table into wafers.
+
+    Yields:
+        Barcode and the wafer's rows in canonical columns, or what is wrong with the rows of that barcode.
+
+    Raises:
+        InputError: the file as a whole cannot be read.
+    """
+    try:
+        table = (
+            _ParquetTable(path, file, settings)
+            if path.suffix.lower() == ".parquet"
+            else _CsvTable(path, file, settings)
+        )
+        if table.size <= whole_bytes:
+            yield from _split(table.read(), file)
+        else:
+            _check_order(table, file)
+            yield from _stream(table, file)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            file, "content", reason, "the file may be damaged or cut short; export it again"
+        ) from None
+
+
+class _CsvTable:
+    """A CSV file with its columns resolved."""
+
+    def __init__(self, path: Path, file: str, settings: MarksParams) -> None:
+        self._path = path
+        self.size = path.stat().st_size
+        self._found = _csv_header(path, file, settings.delimiter)
+        self._columns = resolve_columns(self._found, settings, file)
+        self._delimiter = settings.delimiter
+
+    def _options(self, names: Sequence[str], numbers: pa.DataType) -> dict[str, Any]:
+        types = {alias: numbers if name in NUMBERS else pa.string() for name, alias in self._columns.items()}
+        return {
+            "read_options": pacsv.ReadOptions(
+                use_threads=False, block_size=_BLOCK_BYTES, skip_rows=1, column_names=self._found
+            ),
+            "parse_options": pacsv.ParseOptions(delimiter=self._delimiter),
+            "convert_options": pacsv.ConvertOptions(
+                column_types=types,
+                include_columns=[self._columns[name] for name in names],
+                null_values=NULLS,
+                strings_can_be_null=True,
+            ),
+        }
+
+    def read(self) -> pa.Table:
+        names = list(self._columns)
+        try:
+            table = pacsv.read_csv(self._path, **self._options(names, pa.float64()))
+        except pa.ArrowInvalid as error:
+            if "conversion error" not in str(error):
+                raise
+            # Some cell is no number: read text, so that only the wafer it belongs to is refused.
+            table = pacsv.read_csv(self._path, **self._options(names, pa.string()))
+        return table.rename_columns(names)
+
+    def batches(self, only_ids: bool) -> Iterator[pa.Table]:
+        names = [name for name in self._columns if not only_ids or name in _IDENTITY]
+        with pacsv.open_csv(self._path, **self._options(names, pa.string())) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch]).rename_columns(names)
+
+
+class _ParquetTable:
+    """A Parquet file with its columns resolved."""
+
+    def __init__(self, path: Path, file: str, settings: MarksParams) -> None:
+        self._parquet = pq.ParquetFile(path)
+        meta = self._parquet.metadata
+        self.size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        self._columns = resolve_columns(self._parquet.schema_arrow.names, settings, file)
+        self._file = file
+
+    def _canonical(self, table: pa.Table, names: Sequence[str]) -> pa.Table:
+        arrays: dict[str, Any] = {}
+        for name in names:
+            column = table[self._columns[name]]
+            arrays[name] = (
+                column if name in NUMBERS or name == "exposed_at" else _as_text(column, self._file, name)
+            )
+        return pa.table(arrays)
+
+    def read(self) -> pa.Table:
+        names = list(self._columns)
+        table = self._parquet.read(columns=list(self._columns.values()), use_threads=False)
+        return self._canonical(table, names)
+
+    def batches(self, only_ids: bool) -> Iterator[pa.Table]:
+        names = [name for name in self._columns if not only_ids or name in _IDENTITY]
+        aliases = [self._columns[name] for name in names]
+        for batch in self._parquet.iter_batches(columns=aliases, use_threads=False):
+            yield self._canonical(pa.Table.from_batches([batch]), names)
+
+
+_IDENTITY = ("barcode", "lot_id", "wafer_id", "slot")
+
+
+def _as_text(column: Any, file: str, name: str) -> Any:
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    if pa.types.is_floating(column.type):
+        # pandas turns whole numbers with a gap into floats.
+        column = pc.cast(column, pa.int64())
+    try:
+        return pc.cast(column, pa.string())
+    except pa.ArrowNotImplementedError:
+        raise InputError(file, name, f"column of {column.type}, expected text", f"check {_COLUMNS}") from None
+
+
+def _csv_header(path: Path, file: str, delimiter: str) -> list[str]:
+    with path.open("rb") as handle:
+        line = handle.readline(1 << 20)
+    try:
+        text = line.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError:
+        raise InputError(file, "content", "header is not UTF-8", "export as UTF-8 text") from None
+    if "\0" in text:
+        raise InputError(file, "content", "not a text file", "export as CSV")
+    if not text.strip():
+        raise InputError(file, "content", "no header line", "the first line must name the columns")
+    return [name.strip() for name in next(csv.reader([text], delimiter=delimiter))]
+
+
+def _barcodes(table: pa.Table) -> Any:
+    """Barcode of each row; null where the row has no identity."""
+
+    def text(name: str) -> Any:
+        trimmed = pc.utf8_trim_whitespace(table[name].combine_chunks())
+        return pc.if_else(pc.equal(trimmed, pa.scalar("")), None, trimmed)
+
+    if "barcode" in table.column_names:
+        return text("barcode")
+    wafer = text("wafer_id") if "wafer_id" in table.column_names else pc.utf8_lpad(text("slot"), 2, "0")
+    return pc.binary_join_element_wise(text("lot_id"), wafer, "-")
+
+
+def _no_identity(rows: int, file: str) -> Wafer:
+    reason = f"{rows} rows without barcode (or lot_id with slot or wafer_id)"
+    return "?", InputError(f"{file}#?", "barcode", reason, "fill the cells")
+
+
+def _split(table: pa.Table, file: str) -> Iterator[Wafer]:
+    """Wafers of a table in memory, in the order in which they first appear."""
+    if not len(table):
+        raise InputError(file, "content", "no rows", "remove the file or export it again")
+    encoded = _barcodes(table).dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy()
+    order = np.argsort(codes, kind="stable")
+    table = table.take(order)
+    ends = np.flatnonzero(np.diff(codes[order], append=codes.max() + 1)) + 1
+    start = 0
+    for end in ends.tolist():
+        code = int(codes[order[start]])
+        if code < 0:
+            yield _no_identity(end - start, file)
+        else:
+            yield encoded.dictionary[code].as_py(), table.slice(start, end - start)
+        start = end
+
+
+def _runs(batches: Iterator[pa.Table]) -> Iterator[tuple[str | None, pa.Table]]:
+    """Stretches of rows of the same barcode, in file order; one may be cut by a batch's end."""
+    for batch in batches:
+        if not len(batch):
+            continue
+        encoded = _barcodes(batch).dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy()
+        start = 0
+        for end in [*(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]:
+            code = int(codes[start])
+            yield (encoded.dictionary[code].as_py() if code >= 0 else None), batch.slice(start, end - start)
+            start = end
+
+
+def _check_order(table: "_CsvTable | _ParquetTable", file: str) -> None:
+    """A streamed table must hold each wafer in one stretch: a wafer is never finished by guess."""
+    seen: set[str | None] = set()
+    last: str | None = None
+    for barcode, _ in _runs(table.batches(only_ids=True)):
+        if barcode != last and barcode in seen:
+            reason = f"rows of wafer {barcode!r} are scattered over a table too large to read at once"
+            raise InputError(file, "barcode", reason, "sort the table by wafer, or write one file per lot")
+        seen.add(barcode)
+        last = barcode
+
+
+def _stream(table: "_CsvTable | _ParquetTable", file: str) -> Iterator[Wafer]:
+    pieces: list[pa.Table] = []
+    last: str | None = None
+    for barcode, rows in _runs(table.batches(only_ids=False)):
+        if pieces and barcode != last:
+            yield _finish(last, pieces, file)
+            pieces = []
+        last = barcode
+        pieces.append(rows)
+    if pieces:
+        yield _finish(last, pieces, file)
+
+
+def _finish(barcode: str | None, pieces: list[pa.Table], file: str) -> Wafer:
+    if barcode is None:
+        return _no_identity(sum(len(piece) for piece in pieces), file)
+    return barcode, pa.concat_tables(pieces)
