@@ -1,0 +1,22 @@
+"""Which checkout a process belongs to: stores and resumable state are anchored on its root."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def checkout_root(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Path:
+    """Find the main checkout: `DVC_ROOT` (set by DVC in every kind of run), else the git top level, else cwd.
+
+    Temporary and queued experiments run in a clone that is thrown away; `DVC_ROOT` still names the checkout
+    that started them.
+    """
+    if env.get("DVC_ROOT"):
+        return Path(env["DVC_ROOT"]).resolve()
+    here = (cwd or Path.cwd()).resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+
+
+def tracking_uri(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> str:
+    """MLflow tracking URI: `MLFLOW_TRACKING_URI`, else SQLite in the checkout's root."""
+    return env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout_root(env, cwd)}/mlflow.db"

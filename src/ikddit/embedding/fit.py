@@ -1,0 +1,140 @@
+"""Contrastive pretraining of the unified embedding, its metrics, and its model folder."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ikddit.atomic import atomic_dir, read_json, write_json
+from ikddit.console import progress
+from ikddit.embedding.conditions import Conditions, gather_conditions, gather_maps
+from ikddit.embedding.encoders import EmbeddingConfig, UnifiedEmbedding
+from ikddit.embedding.infonce import info_nce, retrieval, same_ids
+from ikddit.errors import ModelError
+from ikddit.params import EmbedParams
+
+if TYPE_CHECKING:
+    from ikddit.dataset.arrow import PreparedSplit
+
+log = logging.getLogger("ikddit")
+
+PAIRS = (("map", "log"), ("map", "id"), ("log", "id"), ("current", "log"), ("current", "id"))
+"""Pairings that are aligned; `current` is the target map, which makes the map encoder fit for comparing
+generated maps (it is never a condition)."""
+
+
+def modality_vectors(
+    model: UnifiedEmbedding, c: Conditions, maps: Tensor, valid: Tensor
+) -> dict[str, Tensor]:
+    """Unit vectors (B, D) of previous map, logs, ids and the current map."""
+    prev, logs, ids = model(c).pooled.chunk(3, dim=-1)
+    return {"map": prev, "log": logs, "id": ids, "current": model.embed_map(maps, valid)}
+
+
+def _drop_modalities(c: Conditions, share: float, generator: torch.Generator) -> Conditions:
+    """Blank the previous map, the logs or the ids of some wafers, so that a missing one is met in training."""
+    keep = (torch.rand(3, len(c), generator=generator) >= share).float()
+    return Conditions(
+        ids=c.ids * keep[2].long()[:, None],
+        log_features=c.log_features * keep[1][:, None],
+        log_missing=torch.where(keep[1][:, None] > 0, c.log_missing, torch.ones_like(c.log_missing)),
+        line_templates=c.line_templates * keep[1].long()[:, None],
+        line_values=c.line_values * keep[1][:, None, None],
+        prev_map=c.prev_map * keep[0][:, None, None, None],
+        prev_valid=c.prev_valid * keep[0][:, None, None, None],
+    )
+
+
+def fit_embedding(
+    config: EmbeddingConfig, train: "PreparedSplit", sigma_nm: float, params: EmbedParams, seed: int
+) -> UnifiedEmbedding:
+    """Align the modalities of the training wafers by InfoNCE over all pairings.
+
+    Batches and dropout come from a generator seeded by (seed, step), so the same seed gives the same bits.
+    """
+    torch.manual_seed(seed)
+    model = UnifiedEmbedding(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=params.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, params.learning_rate, total_steps=params.steps, pct_start=min(0.2, 20 / params.steps + 0.1)
+    )
+    batch = min(params.batch, len(train))
+    for step in progress(range(params.steps), "embed", unit="step"):
+        rng = np.random.default_rng([seed, step])
+        index = np.sort(rng.choice(len(train), batch, replace=False))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        full = gather_conditions(train, index, sigma_nm)
+        maps, valid = gather_maps(train, index, sigma_nm)
+        vectors = modality_vectors(
+            model, _drop_modalities(full, params.modality_dropout, generator), maps, valid
+        )
+        shared = same_ids(full.ids)
+        temperature = torch.exp(-model.log_temperature.clamp(max=4.6052))  # not below 0.01
+        losses = [
+            info_nce(vectors[a], vectors[b], temperature, shared if "id" in (a, b) else None)
+            for a, b in PAIRS
+        ]
+        loss = torch.stack(losses).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def retrieval_metrics(
+    model: UnifiedEmbedding, split: "PreparedSplit", sigma_nm: float, batch: int = 256
+) -> dict[str, float]:
+    """Retrieval@1 and @5 in every direction, averaged over whole batches of wafers close in time.
+
+    A match counts if the ids are the same where ids take part in the pair, else only the same wafer counts.
+    """
+    batch = min(batch, len(split))
+    sums: dict[str, list[float]] = {}
+    order = np.random.default_rng(0).permutation(len(split))
+    for start in range(0, len(split) - batch + 1, batch):
+        index = np.sort(order[start : start + batch])
+        c = gather_conditions(split, index, sigma_nm)
+        vectors = modality_vectors(model, c, *gather_maps(split, index, sigma_nm))
+        shared, own = same_ids(c.ids), torch.eye(batch, dtype=torch.bool)
+        for pair in PAIRS:
+            for a, b in (pair, pair[::-1]):
+                positive = shared if "id" in pair else own
+                for k in (1, 5):
+                    value = retrieval(vectors[a], vectors[b], k, positive)
+                    sums.setdefault(f"retrieval_{a}_to_{b}_at_{k}", []).append(value)
+    return {"retrieval_batch": float(batch)} | {name: float(np.mean(v)) for name, v in sums.items()}
+
+
+def save_embedding(model: UnifiedEmbedding, folder: Path | str) -> None:
+    """Write config.json and model.safetensors, as a whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic_dir(folder) as scratch:
+        write_json(scratch / "config.json", asdict(model.config))
+        save_file(model.state_dict(), scratch / "model.safetensors")
+
+
+def load_embedding(folder: Path | str) -> UnifiedEmbedding:
+    """Load what `save_embedding` wrote.
+
+    Raises:
+        ModelError: a file is missing or does not fit the config.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        values = read_json(folder / "config.json")
+        config = EmbeddingConfig(**{**values, "id_sizes": tuple(values["id_sizes"])})
+        model = UnifiedEmbedding(config)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: not a usable embedding ({error}); run `dvc repro embed`") from error
+    return model.eval()

@@ -1,0 +1,366 @@
+"""The public inference API: records in, overlay maps in nm with uncertainty out."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ikddit.dataset.arrow import PreparedSplit
+from ikddit.dataset.encode import encode_records
+from ikddit.dataset.normaliser import Normaliser
+from ikddit.dataset.vocabulary import Vocabularies
+from ikddit.diffusion.model import Inference, OverlayModel
+from ikddit.embedding.conditions import gather_conditions
+from ikddit.errors import InputError, ModelError
+from ikddit.mpom.schema import CHANNELS, ID_FIELDS, PIXELS, Units, log_names_of, record_schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger("ikddit")
+Records = pa.Table | PreparedSplit
+SAMPLES_AT_ONCE = 256
+POINT_PAIRS = 2
+"""Antithetic noise pairs of the point forecast."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known of W wafers before they are measured; all lengths in nm.
+
+    `mean` is the point forecast (conditional mean plus the denoiser's answer at the highest noise), `sigma`
+    the standard deviation of the samples per pixel (measurement noise included).
+    """
+
+    barcode: list[str]
+    mean: Float[np.ndarray, "W 2 64 64"]
+    sigma: Float[np.ndarray, "W 2 64 64"]
+    m3s: Float[np.ndarray, "W 2"]
+    """Expected |mean| + 3 sigma of the measured map per axis: the average over samples, not of the mean map."""
+    m3s_low: Float[np.ndarray, "W 2"]
+    """5 % quantile over samples."""
+    m3s_high: Float[np.ndarray, "W 2"]
+    """95 % quantile over samples."""
+    out_of_spec: Float[np.ndarray, " W"]
+    """Share of samples whose larger M3S exceeds the limit."""
+
+
+class Generator:
+    """A trained student with its normaliser and vocabularies."""
+
+    def __init__(self, model: OverlayModel, normaliser: Normaliser, vocabularies: Vocabularies) -> None:
+        self.model = model
+        self.normaliser = normaliser
+        self.vocabularies = vocabularies
+
+    @classmethod
+    def load(cls, path: Path | str, device: str = "cpu") -> "Generator":
+        """Load a model folder or a registry address such as `models:/ikddit@champion`.
+
+        Raises:
+            ModelError: the folder is incomplete or damaged, or the registry has no such version.
+        """
+        folder = _from_registry(str(path)) if str(path).startswith("models:/") else Path(path)
+        model = OverlayModel.load(folder, device)
+        try:
+            normaliser = Normaliser.load(folder / "normaliser.json")
+            vocabularies = Vocabularies.load(folder / "vocabularies.json")
+        except (OSError, InputError) as error:
+            raise ModelError(f"{folder}: {error}; run `dvc repro train`, or check the path") from error
+        return cls(model, normaliser, vocabularies)
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Pixels (64, 64) where a map is generated; elsewhere it is 0."""
+        return self.model.usable[0, 0].cpu().numpy() > 0
+
+    def sample(
+        self,
+        records: Records,
+        n: int = 16,
+        steps: int = 20,
+        mask_ratio: float | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        inference: Inference | None = None,
+    ) -> Float[np.ndarray, "W n 2 64 64"]:
+        """Draw n maps per wafer, in nm.
+
+        A wafer's samples depend on `seed` and its barcode alone, not on the wafers around it.
+
+        Args:
+            records: wafers in the record schema (targets are ignored), or a prepared split of the same data.
+            n: samples per wafer, at least 1.
+            steps: denoiser evaluations per sample, at least 2.
+            mask_ratio: share of tokens hidden from the deep encoder in masked inference; None: as trained.
+            guidance: not offered yet; must be None or 1.
+            seed: of the noise.
+            inference: `full` or `masked`; None takes what the acceptance gate decided.
+        """
+        blocks = self.sample_blocks(records, n, steps, mask_ratio, guidance, seed, inference)
+        return np.concatenate([maps for _, maps in blocks])
+
+    def sample_blocks(
+        self,
+        records: Records,
+        n: int = 16,
+        steps: int = 20,
+        mask_ratio: float | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        inference: Inference | None = None,
+    ) -> Iterator[tuple[slice, Float[np.ndarray, "w n 2 64 64"]]]:
+        """As `sample`, a few wafers at a time: memory does not grow with the number of wafers."""
+        if n < 1 or steps < 2:
+            raise InputError("request", "n, steps", f"n={n}, steps={steps}", "use n >= 1 and steps >= 2")
+        if guidance not in (None, 1, 1.0):
+            raise InputError("request", "guidance", f"{guidance} is not offered", "leave guidance at null")
+        split = self._encode(records)
+        mode = inference or self.model.config.served
+        wafers = max(1, SAMPLES_AT_ONCE // n)
+        with torch.inference_mode():
+            for start in range(0, len(split), wafers):
+                block = slice(start, min(start + wafers, len(split)))
+                yield block, self._sample_block(split, block, n, steps, mask_ratio, seed, mode)
+
+    def _sample_block(
+        self,
+        split: PreparedSplit,
+        block: slice,
+        n: int,
+        steps: int,
+        mask_ratio: float | None,
+        seed: int,
+        inference: Inference,
+    ) -> np.ndarray:
+        device = self.model.usable.device
+        conditions = gather_conditions(split, block, self.normaliser.sigma_nm).to(device)
+        mean = self.model.mean(conditions)
+        cache = self.model.condition(conditions).repeat_interleave(n)
+        noise, order = [], []
+        tokens = self.model.student.encoder.size.tokens
+        for barcode in split.barcode[block]:
+            generator = torch.Generator().manual_seed(_wafer_seed(seed, barcode))
+            noise.append(torch.randn(n, 2, 64, 64, generator=generator))
+            order.append(torch.rand(n, tokens, generator=generator).argsort(1))
+        residual = self.model.sample_residual(
+            torch.cat(noise).to(device), cache, steps, inference, mask_ratio, torch.cat(order).to(device)
+        )
+        maps = (mean.repeat_interleave(n, 0) + residual) * self.model.usable * self.normaliser.sigma_nm
+        out: np.ndarray = maps.view(-1, n, 2, 64, 64).cpu().numpy()
+        return out
+
+    def point(self, records: Records, seed: int = 0) -> Float[np.ndarray, "W 2 64 64"]:
+        """The point forecast in nm: mu(c) plus the residual's mean.
+
+        At the highest noise the denoiser's answer is E[residual | c] (EDM); it is averaged over two antithetic
+        pairs of noise, so it carries no sampling noise worth the name.
+        """
+        split = self._encode(records)
+        out = np.empty((len(split), 2, 64, 64), np.float32)
+        device = self.model.usable.device
+        sigma = torch.tensor(self.model.config.sigma_max)
+        with torch.inference_mode():
+            for start in range(0, len(split), SAMPLES_AT_ONCE // 2):
+                block = slice(start, min(start + SAMPLES_AT_ONCE // 2, len(split)))
+                conditions = gather_conditions(split, block, self.normaliser.sigma_nm).to(device)
+                cache = self.model.condition(conditions)
+                generator = torch.Generator().manual_seed(seed)
+                total: Tensor = self.model.mean(conditions)
+                for _ in range(POINT_PAIRS):
+                    noise = torch.randn(1, 2, 64, 64, generator=generator).to(device) * self.model.usable
+                    for sign in (1, -1):
+                        x = (sign * sigma.to(device) * noise).expand(len(conditions), -1, -1, -1)
+                        total = total + self.model.denoise(x, sigma, cache)[0] / (2 * POINT_PAIRS)
+                out[block] = (total * self.model.usable * self.normaliser.sigma_nm).cpu().numpy()
+        return out
+
+    def predict(
+        self, records: Records, n: int = 16, steps: int = 20, seed: int = 0, limit_nm: float = 8.0
+    ) -> Forecast:
+        """Point forecast, sigma map, M3S with its 90 % interval, out-of-spec probability.
+
+        Args:
+            limit_nm: specification limit for the larger of the two axes' |mean| + 3 sigma.
+        """
+        split = self._encode(records)
+        usable = self.usable
+        sigma, m3s = [], []
+        for _, maps in self.sample_blocks(split, n, steps, seed=seed):
+            sigma.append(maps.std(axis=1, ddof=1) if n > 1 else np.zeros_like(maps[:, 0]))
+            on_wafer = maps[..., usable]
+            m3s.append(np.abs(on_wafer.mean(-1)) + 3 * on_wafer.std(-1))
+        m = np.concatenate(m3s)
+        return Forecast(
+            barcode=split.barcode,
+            mean=self.point(split, seed),
+            sigma=np.concatenate(sigma),
+            m3s=m.mean(1),
+            m3s_low=np.quantile(m, 0.05, axis=1),
+            m3s_high=np.quantile(m, 0.95, axis=1),
+            out_of_spec=(m.max(-1) > limit_nm).mean(1),
+        )
+
+    def predict_frame(
+        self, frame: "pd.DataFrame", n: int = 16, steps: int = 20, seed: int = 0, limit_nm: float = 8.0
+    ) -> "pd.DataFrame":
+        """`predict` for a table with one wafer a row, as MLflow serving and batch scoring use it.
+
+        Args:
+            frame: column `barcode`, and any of the record's id columns, `log_lines` (list of str),
+                `log_features` (list of float, NaN or None where missing), `prev_map` (flat list of 2*64*64
+                float, nm), `prev_valid` (flat list of 64*64). What is absent counts as missing.
+
+        Returns:
+            barcode, mean and sigma (flat lists of 2*64*64, nm), m3s_x_nm, m3s_x_low_nm, m3s_x_high_nm (and y),
+            out_of_spec.
+
+        Raises:
+            InputError: names the column that does not fit.
+        """
+        import pandas as pd
+
+        forecast = self.predict(self._table(frame), n, steps, seed, limit_nm)
+        columns: dict[str, Any] = {
+            "barcode": forecast.barcode,
+            "mean": [m.ravel().tolist() for m in forecast.mean],
+            "sigma": [s.ravel().tolist() for s in forecast.sigma],
+        }
+        for axis, name in enumerate("xy"):
+            columns[f"m3s_{name}_nm"] = forecast.m3s[:, axis]
+            columns[f"m3s_{name}_low_nm"] = forecast.m3s_low[:, axis]
+            columns[f"m3s_{name}_high_nm"] = forecast.m3s_high[:, axis]
+        return pd.DataFrame(columns | {"out_of_spec": forecast.out_of_spec})
+
+    def _table(self, frame: "pd.DataFrame") -> pa.Table:
+        """Rows of a request as a table in the record schema."""
+        schema = record_schema(self.normaliser.log_names)
+        n = len(frame)
+        if "barcode" not in frame:
+            raise InputError("request", "barcode", "column is missing", "give every wafer a barcode")
+        known = set(schema.names)
+        if unknown := [str(name) for name in frame.columns if name not in known]:
+            raise InputError("request", unknown[0], "unknown column", f"use {sorted(known)}")
+        arrays: dict[str, Any] = {
+            "barcode": [str(value) for value in frame["barcode"]],
+            "source": ["request"] * n,
+            "sha256": [""] * n,
+        }
+        sizes = {
+            "log_features": (len(self.normaliser.log_names), np.float32, np.nan),
+            "prev_map": (CHANNELS["nm"] * PIXELS, np.float32, np.nan),
+            "prev_valid": (PIXELS, np.uint8, 1),
+        }
+        for name, (size, kind, fill) in sizes.items():
+            column = frame[name] if name in frame else [None] * n
+            arrays[name] = [_fixed(value, name, size, kind, fill) for value in column]
+        for row, (values, mask) in enumerate(zip(arrays["prev_map"], arrays["prev_valid"], strict=True)):
+            finite = np.isfinite(values.reshape(2, PIXELS)).all(0)
+            arrays["prev_valid"][row] = (finite & (mask > 0)).astype(np.uint8)
+        lines = frame["log_lines"] if "log_lines" in frame else [None] * n
+        arrays["log_lines"] = [[] if value is None else [str(line) for line in value] for value in lines]
+        for name in ID_FIELDS:
+            if name in frame:
+                arrays[name] = [None if _missing(value) else str(value) for value in frame[name]]
+        columns = [
+            pa.array(arrays[field.name], field.type) if field.name in arrays else _absent(field, n)
+            for field in schema
+        ]
+        return pa.table(columns, schema=schema)
+
+    def _encode(self, records: Records) -> PreparedSplit:
+        if isinstance(records, PreparedSplit):
+            return records
+        config = self.model.config
+        table = align_log_channels(records, self.normaliser.log_names)
+        return PreparedSplit.from_table(
+            encode_records(
+                table,
+                self.normaliser,
+                self.vocabularies,
+                config.max_lines,
+                config.embedding.values_per_line,
+            )
+        )
+
+
+def align_log_channels(table: pa.Table, names: list[str]) -> pa.Table:
+    """Bring a record table's log channels into the model's order, by name.
+
+    Channels the model does not know are dropped and those absent become NaN (missing); both are logged.
+    """
+    have = log_names_of(table.schema)
+    if have == names:
+        return table
+    place = {name: i for i, name in enumerate(have)}
+    shared = [name for name in names if name in place]
+    log.warning(
+        "log channels: %d of the model's %d are in the records; %d others are ignored",
+        len(shared), len(names), len(have) - len(shared),
+    )  # fmt: skip
+    values = np.full((table.num_rows, len(names)), np.nan, np.float32)
+    column: Any = table.column("log_features").combine_chunks()
+    source = np.asarray(column.flatten(), dtype=np.float32).reshape(table.num_rows, len(have))
+    for i, name in enumerate(names):
+        if name in place:
+            values[:, i] = source[:, place[name]]
+    units: Units = "rgb" if (table.schema.metadata or {}).get(b"units") == b"rgb" else "nm"
+    schema = record_schema(names, units)
+    features = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), len(names))
+    columns = [features if name == "log_features" else table.column(name) for name in schema.names]
+    return pa.table(columns, schema=schema)
+
+
+def _fixed(value: Any, name: str, size: int, kind: Any, fill: float) -> np.ndarray:
+    """One row of a fixed-size column; None means missing."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return np.full(size, fill, kind)
+    try:
+        array = np.asarray(
+            [fill if v is None else v for v in np.asarray(value, dtype=object).ravel()], np.float64
+        )
+    except (TypeError, ValueError):
+        raise InputError("request", name, "not a list of numbers", f"send {size} numbers") from None
+    if array.size != size:
+        raise InputError("request", name, f"{array.size} values, expected {size}", "send a flat list")
+    return array.astype(kind)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _absent(field: Any, n: int) -> Any:
+    """A column of missing values; fixed-size lists are zeros, so that a mask of them says invalid."""
+    if pa.types.is_fixed_size_list(field.type):
+        return pa.array([np.zeros(field.type.list_size)] * n, field.type)
+    return pa.nulls(n, field.type)
+
+
+def _wafer_seed(seed: int, barcode: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{barcode}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _from_registry(uri: str) -> Path:
+    from mlflow import artifacts
+    from mlflow.exceptions import MlflowException
+
+    from ikddit.checkout import tracking_uri
+
+    try:
+        folder = Path(artifacts.download_artifacts(uri, tracking_uri=tracking_uri()))
+    except MlflowException as error:
+        raise ModelError(f"{uri}: {error}; `ikddit models` lists what is registered") from error
+    found = sorted(folder.rglob("model.safetensors"))
+    if not found:
+        raise ModelError(f"{uri}: holds no model.safetensors; it was not registered by this project")
+    return found[0].parent

@@ -1,0 +1,22 @@
+"""Exponential moving averages of weights."""
+
+import torch
+from torch import nn
+
+
+def power_decay(step: int, gamma: float) -> float:
+    """Decay of the power-function EMA (EDM2, 2312.02696 eq. 127): beta = (1 - 1/t)^(gamma + 1).
+
+    >>> power_decay(1, 6.94), round(power_decay(100, 6.94), 4)
+    (0.0, 0.9233)
+    """
+    return float((1 - 1 / step) ** (gamma + 1))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, source: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * source, for parameters; buffers are copied."""
+    for a, s in zip(average.parameters(), source.parameters(), strict=True):
+        a.lerp_(s, 1 - decay)
+    for kept, new in zip(average.buffers(), source.buffers(), strict=True):
+        kept.copy_(new)

@@ -1,0 +1,171 @@
+"""From prepared data and the embedding to the student and teacher folders: mean, residuals, loop, saving."""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ikddit.atomic import atomic_dir, write_json
+from ikddit.dataset.arrow import PreparedSplit
+from ikddit.dataset.normaliser import Normaliser
+from ikddit.dataset.vocabulary import Vocabularies
+from ikddit.diffusion.model import ModelConfig, OverlayModel
+from ikddit.embedding.conditions import gather_conditions, gather_maps
+from ikddit.embedding.encoders import ConditionTokens, UnifiedEmbedding
+from ikddit.embedding.fit import load_embedding
+from ikddit.errors import TrainingError
+from ikddit.networks.mean import ConditionalMean
+from ikddit.params import Params
+from ikddit.training.checkpoint import CheckpointFile
+from ikddit.training.loop import Trainer, TrainingData
+from ikddit.training.mean import fit_mean
+
+log = logging.getLogger("ikddit")
+CHUNK = 512
+SIGMA_MIN = 0.02
+"""Lowest noise in network units: about 0.04 nm, far below the white noise of a mark."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model with its curves and figures."""
+
+    trainer: Trainer
+    rows: list[list[float]]
+    report: dict[str, float | int | str]
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU if torch sees one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("train.device: cuda, but torch sees no GPU; set train.device: auto or cpu")
+    return torch.device(name)
+
+
+@torch.no_grad()
+def residuals(
+    train: PreparedSplit, mean: ConditionalMean, scores: Tensor, sigma_nm: float
+) -> tuple[Tensor, Tensor]:
+    """Residual maps around the out-of-fold mean (float16, network units, zero where invalid) and their masks."""
+    maps_out = torch.empty(len(train), 2, 64, 64, dtype=torch.float16)
+    mask_out = torch.empty(len(train), 1, 64, 64, dtype=torch.uint8)
+    for start in range(0, len(train), CHUNK):
+        s = slice(start, min(start + CHUNK, len(train)))
+        maps, valid = gather_maps(train, s, sigma_nm)
+        if mean.config.kind != "none":
+            maps = maps - mean.assemble(gather_conditions(train, s, sigma_nm), scores[s])
+        maps_out[s] = (maps * valid).half()
+        mask_out[s] = valid.byte()
+    return maps_out, mask_out
+
+
+@torch.no_grad()
+def condition_tokens(embedding: UnifiedEmbedding, train: PreparedSplit, sigma_nm: float) -> ConditionTokens:
+    """Condition tokens of all training wafers, once: the encoders are frozen while the student trains."""
+    parts = []
+    for start in range(0, len(train), CHUNK):
+        parts.append(embedding(gather_conditions(train, slice(start, start + CHUNK), sigma_nm)))
+    return ConditionTokens(
+        torch.cat([p.tokens.half() for p in parts]),
+        torch.cat([p.pad for p in parts]),
+        torch.cat([p.pooled.half() for p in parts]),
+    )
+
+
+def measured_sigma(residual: Tensor, valid: Tensor) -> tuple[float, float]:
+    """Standard deviation on valid pixels, and a noise level that drowns every map.
+
+    A wafer-wide mode adds up over all its pixels, so noise hides it only when sigma exceeds the mode's norm:
+    sigma_max is twice the root mean square norm of the leading component.
+    """
+    r = residual[:: max(1, len(residual) // 2000)].float().flatten(1)
+    count = float(valid[:: max(1, len(valid) // 2000)].sum()) * 2
+    sigma = float((r.square().sum() / count).sqrt())
+    torch.manual_seed(0)
+    _, singular, _ = torch.svd_lowrank(r, q=min(6, len(r)))
+    return sigma, max(10 * sigma, 2 * float(singular[0]) / len(r) ** 0.5)
+
+
+def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: CheckpointFile | None) -> Fitted:
+    """Fit the mean, measure sigma_data, train student, teacher and discriminator."""
+    train = PreparedSplit.open(prepared / "train.arrow")
+    val = PreparedSplit.open(prepared / "val.arrow")
+    normaliser = Normaliser.load(prepared / "normaliser.json")
+    vocabularies = Vocabularies.load(prepared / "vocabularies.json")
+    embedding = load_embedding(embedding_dir)
+    mean_fit = fit_mean(
+        train,
+        val if len(val) else train,
+        ["", "?", *vocabularies.templates],
+        embedding.config.id_sizes,
+        normaliser.sigma_nm,
+        params.train.mean,
+        params.seed,
+    )
+    residual, valid = residuals(train, mean_fit.mean, mean_fit.out_of_fold, normaliser.sigma_nm)
+    sigma_data, sigma_max = measured_sigma(residual, valid)
+    config = ModelConfig(
+        model=params.model,
+        embedding=embedding.config,
+        mean=mean_fit.mean.config,
+        sigma_nm=normaliser.sigma_nm,
+        sigma_data=sigma_data,
+        sigma_min=SIGMA_MIN,
+        sigma_max=sigma_max,
+        mask_ratio=params.mask_ratio,
+        max_lines=train.line_templates.shape[1],
+        precision=params.train.precision,
+    )
+    torch.manual_seed(params.seed)
+    model = OverlayModel(config)
+    model.embedding.load_state_dict(embedding.state_dict())
+    model.mean.load_state_dict(mean_fit.mean.state_dict())
+    model.usable.copy_((valid.float().mean(0) > 0.5).float())
+    log.info(
+        "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
+    )
+    trainer = Trainer(model, params, choose_device(params.train.device))
+    data = TrainingData(residual, valid, condition_tokens(embedding, train, normaliser.sigma_nm))
+    rows = trainer.run(data, checkpoint)
+    report: dict[str, float | int | str] = {
+        "train_wafers": len(train),
+        "model": params.model,
+        "tokens": model.student.encoder.size.tokens,
+        "student_parameters": sum(p.numel() for p in model.student.parameters()),
+        "mean_parameters": sum(p.numel() for p in model.mean.parameters()),
+        "sigma_data_nm": sigma_data * normaliser.sigma_nm,
+        "sigma_max_nm": sigma_max * normaliser.sigma_nm,
+        "device": str(trainer.device),
+        "threads": torch.get_num_threads(),
+        "final_loss": float(np.mean([row[1] for row in rows[-5:]])),
+        **{f"mean_{name}": value for name, value in mean_fit.report.items()},
+    }
+    return Fitted(trainer, rows, report)
+
+
+def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: Path) -> None:
+    """Write the student folder (EMA weights, with normaliser and vocabularies) and the teacher folder."""
+    from safetensors.torch import save_file
+
+    trainer = fitted.trainer
+    with atomic_dir(student_dir) as scratch:
+        trainer.model.student.load_state_dict(trainer.average.state_dict())
+        trainer.model.save(scratch)
+        for name in ("normaliser.json", "vocabularies.json"):
+            shutil.copyfile(prepared / name, scratch / name)
+    with atomic_dir(teacher_dir) as scratch:
+        state = {f"encoder.{k}": v.cpu().contiguous() for k, v in trainer.teacher.state_dict().items()}
+        if trainer.discriminator is not None:
+            phi = trainer.discriminator.state_dict()
+            state |= {f"discriminator.{k}": v.cpu().contiguous() for k, v in phi.items()}
+        save_file(state, scratch / "model.safetensors")
+        write_json(
+            scratch / "config.json",
+            {"model": trainer.params.model, "context_dim": trainer.model.config.embedding.dim},
+        )

@@ -1,0 +1,260 @@
+"""Fit the conditional mean: principal components, ridge, located spots, gated networks with out-of-fold scores."""
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ikddit.console import progress
+from ikddit.embedding.conditions import Conditions, gather_conditions, gather_maps
+from ikddit.networks.mean import SPOT_HALF, SPOT_SIDE, ConditionalMean, GatedNetwork, MeanConfig, SpotLine
+from ikddit.overlay.grid import PITCH_MM
+from ikddit.params import MeanParams
+
+if TYPE_CHECKING:
+    from ikddit.dataset.arrow import PreparedSplit
+
+log = logging.getLogger("ikddit")
+CHUNK = 512
+PREV_COMPONENTS = 62
+RIDGE_ALPHAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class MeanFit:
+    """The fitted mean and what the student needs from the fit."""
+
+    mean: ConditionalMean
+    out_of_fold: Float[Tensor, "N K"]
+    """Scores of each training wafer from networks that have not seen its lot."""
+    report: dict[str, float]
+
+
+def located_lines(templates: list[str]) -> tuple[SpotLine, ...]:
+    """Find templates that name a place in mm: `x=<num> y=<num> mm` and one more number.
+
+    Args:
+        templates: vocabulary in index order, pad and unknown included.
+
+    >>> located_lines(["", "?", "WARN levelling hot spot x=<num> y=<num> mm dz=<num> nm"])
+    (SpotLine(template=2, x=0, y=1, height=2),)
+    """
+    found = []
+    for index, text in enumerate(templates):
+        keys = re.findall(r"(?:(\w+)\s*=\s*)?<num>", text)
+        if " mm" in text and "x" in keys and "y" in keys:
+            others = [i for i, key in enumerate(keys) if key not in ("x", "y")]
+            if others:
+                found.append(SpotLine(index, keys.index("x"), keys.index("y"), others[0]))
+    return tuple(found)
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    for start in range(0, n, CHUNK):
+        yield slice(start, min(n, start + CHUNK))
+
+
+def lot_ids(split: "PreparedSplit") -> np.ndarray:
+    """Lot of each wafer; a wafer without one is a lot of its own."""
+    lots = split.table.column("lot_id").to_pylist()
+    return np.array([lot or code for lot, code in zip(lots, split.barcode, strict=True)])
+
+
+def _components(rows: Tensor, count: int, seed: int) -> Float[Tensor, "K P"]:
+    """Leading principal components (orthonormal rows) of centred rows, by randomised SVD."""
+    torch.manual_seed(seed)
+    count = min(count, *rows.shape)
+    _, _, v = torch.svd_lowrank(rows, q=min(count + 20, *rows.shape), niter=3)
+    return v[:, :count].T.contiguous()
+
+
+def _ridge(x: Tensor, y: Tensor, alpha: float) -> Tensor:
+    gram = x.T @ x
+    gram.diagonal().add_(alpha)
+    weights: Tensor = torch.linalg.solve(gram, x.T @ y)
+    return weights
+
+
+def fit_mean(
+    train: "PreparedSplit",
+    val: "PreparedSplit",
+    templates: list[str],
+    id_sizes: tuple[int, ...],
+    sigma_nm: float,
+    params: MeanParams,
+    seed: int,
+) -> MeanFit:
+    """Fit mu(c) on train; the ridge penalty is chosen on val, folds are whole lots.
+
+    Holds the training maps once in memory as float32 (32 kB a wafer).
+    """
+    config = MeanConfig(
+        kind=params.kind,
+        id_sizes=id_sizes,
+        log_channels=train.log_features.shape[1],
+        templates=len(templates),
+        components=min(params.components, len(train)),
+        prev_components=min(PREV_COMPONENTS, len(train)),
+        width=params.width,
+        networks=params.folds if params.kind == "learned" else 0,
+        spots=located_lines(templates) if params.kind == "learned" else (),
+        pitch_mm=PITCH_MM,
+    )
+    torch.manual_seed(seed)
+    mean = ConditionalMean(config, params.dropout)
+    n = len(train)
+    if params.kind == "none":
+        return MeanFit(mean, torch.zeros(n, config.components), {})
+    conditions = gather_conditions(train, slice(None), sigma_nm)
+    maps, valid = gather_maps(train, slice(None), sigma_nm)
+    mean.prev_basis.copy_(_components(conditions.prev_map.flatten(1), config.prev_components, seed))
+    mean.mean_map.copy_(maps.sum(0) / valid.sum(0).clamp(min=1))
+    residual = (maps - mean.mean_map).mul_(valid).flatten(1)
+    del maps, valid
+    raw = torch.cat([mean.raw_features(conditions[s]) for s in _chunks(n)])
+    mean.feature_mean.copy_(raw.mean(0))
+    std = raw.std(0)
+    mean.feature_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+    x = (raw - mean.feature_mean) / mean.feature_std
+    del raw
+    report: dict[str, float] = {}
+
+    val_conditions = gather_conditions(val, slice(None), sigma_nm)
+    val_maps, val_valid = gather_maps(val, slice(None), sigma_nm)
+    x_val = mean.features(val_conditions)
+
+    def val_rmse() -> float:
+        with torch.no_grad():
+            error = (mean(val_conditions) - val_maps) * val_valid
+        return float((error.square().sum() / (2 * val_valid.sum())).sqrt() * sigma_nm)
+
+    def fit_ridge() -> None:
+        mean.basis.copy_(_components(residual, config.components, seed))
+        scores = residual @ mean.basis.T
+        target = ((val_maps - mean.mean_map - mean.spots(val_conditions)) * val_valid).flatten(
+            1
+        ) @ mean.basis.T
+        errors = {a: float((x_val @ _ridge(x, scores, a) - target).square().mean()) for a in RIDGE_ALPHAS}
+        alpha = min(errors, key=lambda a: errors[a])
+        mean.ridge.copy_(_ridge(x, scores, alpha))
+        report["ridge_alpha"] = alpha
+
+    fit_ridge()
+    networks, mean.networks = mean.networks, torch.nn.ModuleList()
+    report["val_rmse_ridge_nm"] = val_rmse()
+    if params.kind == "learned":
+        if config.spots:
+            _fit_spots(mean, conditions, residual - (x @ mean.ridge) @ mean.basis, train.valid)
+            for s in _chunks(n):
+                mask = torch.from_numpy(np.array(train.valid[s], dtype=np.float32))[:, None]
+                residual[s] -= (mean.spots(conditions[s]) * mask).flatten(1)
+            fit_ridge()
+            report["val_rmse_ridge_spots_nm"] = val_rmse()
+        mean.networks = networks
+        left = residual @ mean.basis.T - x @ mean.ridge
+        out_of_fold = x @ mean.ridge + _fit_networks(mean, x, left, lot_ids(train), params, seed)
+        report["val_rmse_learned_nm"] = val_rmse()
+    else:
+        out_of_fold = x @ mean.ridge
+    log.info("conditional mean: %s", ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
+    return MeanFit(mean.eval(), out_of_fold, report)
+
+
+@torch.no_grad()
+def _fit_spots(mean: ConditionalMean, c: Conditions, residual: Tensor, valid: np.ndarray) -> None:
+    """Kernel of each located template by normalised splatting, then a shrunk gain per (scanner, chuck)."""
+    maps = residual.view(-1, 2, 64, 64)
+    gain = mean.gain_index(c)
+    for _ in range(2):
+        fitted, energy = torch.zeros_like(mean.spot_gain), torch.zeros_like(mean.spot_gain)
+        for number, spot in enumerate(mean.config.spots):
+            wafer, line = (c.line_templates == spot.template).nonzero(as_tuple=True)
+            values = c.line_values[wafer, line]
+            height = values[:, spot.height] * mean.spot_gain[gain[wafer]]
+            mask = torch.from_numpy(np.array(valid[wafer.numpy()], dtype=np.float32))[:, None]
+            mean.spot_kernel[number] = _splat(
+                maps[wafer], mask, values[:, spot.x], values[:, spot.y], height, mean.config.pitch_mm
+            )
+            for part in _chunks(len(wafer)):
+                one = c[wafer[part]]
+                shape = mean.spots(one) * mask[part]
+                rows = gain[wafer[part]]
+                fitted.index_add_(0, rows, (shape * maps[wafer[part]]).sum((1, 2, 3)))
+                energy.index_add_(0, rows, shape.square().sum((1, 2, 3)))
+        # shrink towards 1 with the weight of about one typical wafer in twenty
+        prior = 0.05 * energy.sum() / (energy > 0).sum().clamp(min=1)
+        mean.spot_gain.mul_(((fitted + prior) / (energy + prior).clamp(min=1e-9)).clamp(0.1, 10.0))
+
+
+def _splat(maps: Tensor, mask: Tensor, x_mm: Tensor, y_mm: Tensor, height: Tensor, pitch: float) -> Tensor:
+    """Least-squares kernel on the pixel pitch: every pixel's residual is shared by its four nearest offsets."""
+    total = torch.zeros(2, SPOT_SIDE * SPOT_SIDE)
+    weight = torch.zeros(SPOT_SIDE * SPOT_SIDE)
+    axis = (torch.arange(64) + 0.5) * pitch - 32 * pitch
+    for part in _chunks(len(maps)):
+        u = (axis[None] - x_mm[part][:, None]) / pitch + SPOT_HALF  # (S, 64) columns
+        v = (y_mm[part][:, None] - axis.flip(0)[None]) / pitch + SPOT_HALF  # (S, 64) rows
+        for du in (0, 1):
+            for dv in (0, 1):
+                col, row = u.floor() + du, v.floor() + dv
+                w = (1 - (u - col).abs())[:, None] * (1 - (v - row).abs())[:, :, None]
+                inside = ((col >= 0) & (col < SPOT_SIDE))[:, None] & ((row >= 0) & (row < SPOT_SIDE))[
+                    :, :, None
+                ]
+                index = (
+                    (row[:, :, None] * SPOT_SIDE + col[:, None]).clamp(0, SPOT_SIDE**2 - 1).long().flatten()
+                )
+                w = w * inside * mask[part, 0]
+                h = height[part][:, None, None]
+                weight.index_add_(0, index, (w * h**2).flatten())
+                for channel in (0, 1):
+                    total[channel].index_add_(0, index, (w * h * maps[part, channel]).flatten())
+    prior = 0.01 * weight.mean()
+    return (total / (weight + prior)).view(2, SPOT_SIDE, SPOT_SIDE)
+
+
+def _fit_networks(
+    mean: ConditionalMean, x: Tensor, target: Tensor, lots: np.ndarray, params: MeanParams, seed: int
+) -> Tensor:
+    """One network per fold of lots; returns each wafer's out-of-fold scores (N, K)."""
+    unique = np.unique(lots)
+    fold_of_lot = dict(
+        zip(unique, np.random.default_rng(seed).permutation(len(unique)) % params.folds, strict=True)
+    )
+    fold = torch.from_numpy(np.array([fold_of_lot[lot] for lot in lots]))
+    out = torch.zeros_like(target)
+    for k in progress(range(params.folds), "mean networks", unit="fold"):
+        rows = (fold != k).nonzero()[:, 0]
+        network = mean.networks[k]
+        assert isinstance(network, GatedNetwork)
+        _fit_network(network, x[rows], target[rows], params, seed * 101 + k)
+        with torch.no_grad():
+            held_out = fold == k
+            out[held_out] = network.eval()(x[held_out])
+    return out
+
+
+def _fit_network(network: GatedNetwork, x: Tensor, y: Tensor, params: MeanParams, seed: int) -> None:
+    torch.manual_seed(seed)
+    batch = min(256, len(x))
+    steps = params.epochs * max(1, len(x) // batch)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.3, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    scale = y.std()
+    network.train()
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(order) < batch:
+            order = torch.randperm(len(x))
+        rows, order = order[:batch], order[batch:]
+        loss = (network(x[rows]) - y[rows]).div(scale).square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
