@@ -1,6 +1,5 @@
 """The `ikddit` command: a thin Typer layer; each command imports what it needs when it runs."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,3 +31,59 @@ def main() -> None:
 
 
 # Commands, one block each --------------------------------------------------------------------------------
+
+
+@app.command("ui")
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow UI on this checkout's store."""
+    from ikddit.params import load_params
+    from ikddit.registry.show import serve_ui
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    serve_ui(store, load_params(store.root / "params.yaml").register_.experiment, host, port)
+
+
+@app.command("models")
+def models(
+    name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the registered versions with their aliases and metrics."""
+    import dataclasses
+    import json
+
+    from ikddit.params import load_params
+    from ikddit.registry.show import list_versions, print_versions
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    rows = list_versions(store, name or settings.model_name, settings.experiment)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    elif rows:
+        print_versions(rows, name or settings.model_name)
+    else:
+        typer.echo(f"no version of `{name or settings.model_name}` yet: run `make repro`")
+
+
+@app.command("run")
+def run(
+    force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,
+) -> None:
+    """Run the pipeline as a Prefect flow (pipelines/reproduce.py), stage by stage."""
+    import os
+    import sys
+
+    from ikddit.checkout import checkout_root
+    from ikddit.errors import IkdditError
+
+    root = checkout_root()
+    if not (root / "pipelines" / "reproduce.py").is_file():
+        raise IkdditError(f"{root}: no pipelines/reproduce.py here; run from a checkout of ikddit")
+    os.chdir(root)
+    os.execv(sys.executable, [sys.executable, "-m", "pipelines.reproduce", *(["--force"] if force else [])])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ikddit.checkout import checkout_root
 from ikddit.errors import RegistryError
-from ikddit.registry.store import PROCESS_TAG, Store, checkout_root, locate_store, open_store, process_tags
+from ikddit.registry.store import PROCESS_TAG, Store, locate_store, open_store, process_tags
 
 
 def test_temporary_clone_uses_the_store_of_the_main_checkout(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from ikddit.checkout import checkout_root
 from ikddit.console import log
 from ikddit.errors import RegistryError
 
@@ -20,18 +21,6 @@ SQLITE = "sqlite:///"
 HOST_TAG = "ikddit.host"
 PROCESS_TAG = "ikddit.process"
 LOCK_TIMEOUT_S = 600.0
-
-
-def checkout_root(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Path:
-    """Find the main checkout: `DVC_ROOT` (set by DVC in every kind of run), else the git top level, else cwd.
-
-    Temporary and queued experiments run in a clone that is thrown away; `DVC_ROOT` still names the checkout
-    that started them.
-    """
-    if env.get("DVC_ROOT"):
-        return Path(env["DVC_ROOT"]).resolve()
-    here = (cwd or Path.cwd()).resolve()
-    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""Run one command in its own process group, so that stopping it stops everything it started."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+GRACE_S = 10.0
+"""Time between asking a process group to stop (SIGTERM) and making it (SIGKILL)."""
+
+
+class CommandError(Exception):
+    """A command ended with another exit code than 0; the message holds its last lines."""
+
+
+def run_command(
+    command: Sequence[str],
+    cwd: Path,
+    say: Callable[[str], object],
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """Run a command to its end and pass on each line it prints.
+
+    DVC leaves its stage running when only DVC is told to stop; so the command gets a session of its own, and
+    on any interruption (Ctrl-C, a cancelled flow) the whole group is stopped.
+
+    Args:
+        command: program and arguments.
+        cwd: working folder.
+        say: called with each line, stdout and stderr together.
+        env: added to this process's environment.
+
+    Raises:
+        CommandError: the command failed.
+    """
+    last: list[str] = []
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=os.environ | dict(env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line := line.rstrip():
+                    say(line)
+                    last = [*last[-9:], line]
+            process.wait()
+        except BaseException:
+            stop_group(process)
+            raise
+    if process.returncode != 0:
+        raise CommandError(f"{' '.join(command)}: exit code {process.returncode}\n" + "\n".join(last))
+
+
+def stop_group(process: "subprocess.Popen[str]") -> None:
+    """Ask the process and all its descendants to stop; after `GRACE_S` make them."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def dvc_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Build a DVC command and its environment: stages say `python`, which must be this interpreter."""
+    # Not resolved: the link in .venv/bin is what makes it this environment's Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return [sys.executable, "-m", "dvc", *arguments], {"PATH": path}

@@ -1,0 +1,50 @@
+"""Checkouts to try things in, and commands run in them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def run(folder: Path, env: dict[str, str], *command: str, timeout_s: float = 300.0) -> str:
+    """Run `python -m ...` in a folder; the whole output is in the assertion when it fails."""
+    whole = [sys.executable, "-m", *command]
+    done = subprocess.run(whole, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout_s)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def make_toy_checkout(folder: Path) -> Path:
+    """A checkout with this project's flow, but stages that take no time."""
+    (folder / "params.yaml").write_text("seed: 3\n")
+    (folder / "dvc.yaml").write_text(TOY_STAGES)
+    (folder / "toy_stage.py").write_text(TOY_COPY)
+    (folder / "pipelines").symlink_to(ROOT / "pipelines")
+    git(folder, "init", "-q")
+    return folder
+
+
+TOY_STAGES = """stages:
+  last:
+    cmd: python toy_stage.py first.txt reports/registration.json
+    deps: [first.txt, toy_stage.py]
+    outs: [reports/registration.json: {cache: false}]
+  first:
+    cmd: python toy_stage.py params.yaml first.txt
+    params: [seed]
+    outs: [first.txt: {cache: false}]
+"""
+TOY_COPY = """import json, sys
+from pathlib import Path
+print("reading", sys.argv[1])
+Path(sys.argv[2]).parent.mkdir(exist_ok=True)
+text = Path(sys.argv[1]).read_text()
+Path(sys.argv[2]).write_text(json.dumps({"model_name": "toy", "version": 1, "text": text}))
+"""

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+from checkouts import ROOT, run
+
+
+def test_stages_come_from_dvc_yaml_in_an_order_that_can_be_run() -> None:
+    from pipelines.reproduce import read_stages
+
+    stages = read_stages(ROOT)
+    names = list(stages)
+    assert names[0] == "simulate"
+    assert names[-1] == "register"
+    for name, needs in stages.items():
+        assert all(names.index(need) < names.index(name) for need in needs)
+
+
+def test_flow_runs_every_stage_without_a_server_or_an_activated_environment(
+    toy_checkout: Path, clean_env: dict[str, str]
+) -> None:
+    run(toy_checkout, clean_env, "dvc", "init", "-q")
+    bare = clean_env | {"PATH": "/usr/bin:/bin"}
+    run(toy_checkout, bare, "pipelines.reproduce")
+    assert "seed: 3" in (toy_checkout / "reports" / "registration.json").read_text()
+    assert (toy_checkout / ".prefect" / "prefect.db").is_file()
+
+
+def test_wrong_params_stop_the_flow_before_any_stage(toy_checkout: Path) -> None:
+    from pipelines.reproduce import reproduce
+
+    from ikddit.errors import ParamsError
+
+    (toy_checkout / "params.yaml").write_text("mask_ration: 0.7\n")
+    with pytest.raises(ParamsError, match="did you mean `mask_ratio`"):
+        reproduce.fn(toy_checkout)
+    assert not (toy_checkout / "first.txt").exists()
