@@ -51,7 +51,7 @@ def build_records(
         out = out if units == "nm" else 1 / (1 + np.exp(-out))
         return list(np.where(usable, out.reshape(n, channels, -1), np.nan).reshape(n, -1).astype(np.float32))
 
-    features = rng.normal([30.0, 22.0, 0.0, 5.0][: len(names)] or 0.0, 1.0, (n, max(len(names), 1)))
+    features = rng.normal(np.resize([30.0, 22.0, 0.0, 5.0], max(len(names), 1)), 1.0, (n, max(len(names), 1)))
     features = features[:, : len(names)].astype(np.float32)
     if "constant" in names:
         features[:, names.index("constant")] = 5.0

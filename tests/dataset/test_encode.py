@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 
 from ikddit.dataset.arrow import PreparedSplit
-from ikddit.dataset.encode import encode_records, lists_to_numpy
+from ikddit.dataset.encode import encode_records
 from ikddit.dataset.normaliser import Normaliser, NormaliserFit
 from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.errors import InputError
+from ikddit.mpom.parts import lists_to_numpy
 from ikddit.mpom.schema import ID_FIELDS, log_names_of, record_schema
 
 KNOWN = Vocabularies({name: ["A1", "SC1"] for name in ID_FIELDS}, ["dose <num> mJ/cm2"])

@@ -1,7 +1,5 @@
 """Records to model inputs: one function for the prepare stage and for inference."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, UInt8
@@ -11,29 +9,11 @@ from ikddit.dataset.arrow import fixed_list, prepared_schema
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.errors import InputError
+from ikddit.mpom.parts import lists_to_numpy
 from ikddit.mpom.schema import ID_FIELDS, MAP_SIZE, PIXELS, log_names_of
 
 TEXT_COLUMNS = ["barcode", "lot_id", "slot", "exposed_at", *ID_FIELDS, "log_lines"]
 FLOAT16_MAX = float(np.finfo(np.float16).max)
-
-
-def lists_to_numpy(column: Any, fill: float) -> np.ndarray:
-    """Rows of a fixed-size-list column as an array (n, size); null rows hold `fill`.
-
-    A record schema without log channels has lists of variable size there, all empty: (n, 0).
-    """
-    array = column.combine_chunks()
-    if not pa.types.is_fixed_size_list(array.type):
-        return np.zeros((len(array), 0), array.type.value_type.to_pandas_dtype())
-    size = array.type.list_size
-    values = array.values.to_numpy(zero_copy_only=False)[
-        array.offset * size : (array.offset + len(array)) * size
-    ]
-    values = values.reshape(len(array), size)
-    if array.null_count:
-        values = values.copy()
-        values[array.is_null().to_numpy(zero_copy_only=False)] = fill
-    return np.asarray(values)
 
 
 def masked_maps(

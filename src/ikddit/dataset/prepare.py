@@ -11,18 +11,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ikddit import atomic
-from ikddit.console import log, progress
+from ikddit.console import log
 from ikddit.dataset.arrow import SplitWriter, prepared_schema
-from ikddit.dataset.encode import TEXT_COLUMNS, encode_records, lists_to_numpy, masked_maps
+from ikddit.dataset.encode import TEXT_COLUMNS, encode_records, masked_maps
 from ikddit.dataset.normaliser import Normaliser, NormaliserFit
 from ikddit.dataset.splits import SPLITS, Splits, WaferKey, split_by_lot
 from ikddit.dataset.vocabulary import Vocabularies, VocabularyCounter
 from ikddit.errors import GateError
+from ikddit.mpom.parts import BATCH, lists_to_numpy, part_files, read_batches
 from ikddit.mpom.schema import ID_FIELDS, log_names_of
 from ikddit.params import PrepareParams
-
-BATCH = 250
-"""Wafers held at a time, about 20 MB of maps."""
 
 
 def prepare(source: Path | str, target: Path | str, params: PrepareParams, seed: int) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def prepare(source: Path | str, target: Path | str, params: PrepareParams, seed:
         GateError: there are no records, maps have no scale in nm, no record has a target, or the lots cannot
             be split.
     """
-    parts = sorted(Path(source).glob("part-*.parquet"))
+    parts = part_files(source)
     schema = _common_schema(parts, Path(source))
     text, has_target = _read_text(parts)
     if not has_target.any():
@@ -96,20 +94,9 @@ def _common_schema(parts: list[Path], source: Path) -> pa.Schema:
     return schema
 
 
-def _batches(parts: list[Path], columns: list[str] | None, label: str) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (position of the first row, table of up to `BATCH` rows) over all parts in order."""
-    start = 0
-    for part in progress(parts, f"prepare: {label}", unit="parts"):
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(BATCH, columns=columns):
-                table = pa.Table.from_batches([batch])
-                yield start, table.replace_schema_metadata(file.schema_arrow.metadata)
-                start += len(table)
-
-
 def _read_text(parts: list[Path]) -> tuple[pa.Table, np.ndarray]:
     tables, targets = [], []
-    for _, table in _batches(parts, [*TEXT_COLUMNS, "valid"], "texts"):
+    for table in read_batches(parts, "prepare: texts", [*TEXT_COLUMNS, "valid"]):
         tables.append(table.select(TEXT_COLUMNS))
         targets.append(lists_to_numpy(table.column("valid"), 0).any(1))
     return pa.concat_tables(tables).combine_chunks(), np.concatenate(targets)
@@ -131,8 +118,10 @@ def _count(train: pa.Table) -> Vocabularies:
 
 def _fit(parts: list[Path], schema: pa.Schema, train: np.ndarray) -> Normaliser:
     fit = NormaliserFit(log_names_of(schema))
-    for start, table in _batches(parts, ["log_features", "map", "valid"], "statistics of train"):
-        keep = train[start : start + len(table)]
+    end = 0
+    for table in read_batches(parts, "prepare: statistics of train", ["log_features", "map", "valid"]):
+        keep = train[end : end + len(table)]
+        end += len(table)
         if keep.any():
             maps, valid = masked_maps(table, "map", "valid")
             features = lists_to_numpy(table.column("log_features"), np.nan)
@@ -158,11 +147,13 @@ def _write_splits(
         split_of[rows[name]] = number
     writers = [SplitWriter(folder / f"{name}.arrow", text.take(rows[name]), shape) for name in SPLITS]
     try:
-        for start, table in _batches(parts, None, "encode"):
+        end = 0
+        for table in read_batches(parts, "prepare: encode"):
             encoded = encode_records(
                 table, normaliser, vocabularies, params.max_lines, params.values_per_line
             )
-            here = slice(start, start + len(table))
+            here = slice(end, end + len(table))
+            end += len(table)
             for number, writer in enumerate(writers):
                 mine = split_of[here] == number
                 if mine.any():

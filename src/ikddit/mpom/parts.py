@@ -1,0 +1,46 @@
+"""Reading record parts (`part-*.parquet`): batches in order, and list columns as arrays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ikddit.console import progress
+
+BATCH = 250
+"""Records held at a time, about 20 MB of maps."""
+
+
+def part_files(folder: Path | str) -> list[Path]:
+    """The parts of a folder, in order."""
+    return sorted(Path(folder).glob("part-*.parquet"))
+
+
+def read_batches(parts: list[Path], label: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield tables of up to 250 records over all parts, in order, with the schema's metadata."""
+    for part in progress(parts, label, unit="parts"):
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(BATCH, columns=columns):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
+
+
+def lists_to_numpy(column: Any, fill: float) -> np.ndarray:
+    """Rows of a fixed-size-list column as an array (n, size); null rows hold `fill`.
+
+    A record schema without log channels has lists of variable size there, all empty: (n, 0).
+    """
+    array = column.combine_chunks()
+    if not pa.types.is_fixed_size_list(array.type):
+        return np.zeros((len(array), 0), array.type.value_type.to_pandas_dtype())
+    size = array.type.list_size
+    values = array.values.to_numpy(zero_copy_only=False)[
+        array.offset * size : (array.offset + len(array)) * size
+    ]
+    values = values.reshape(len(array), size)
+    if array.null_count:
+        values = values.copy()
+        values[array.is_null().to_numpy(zero_copy_only=False)] = fill
+    return np.asarray(values)

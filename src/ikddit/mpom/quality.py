@@ -1,0 +1,142 @@
+"""What can be measured about a record: a frame of scalars, one row per record, derived part by part.
+
+Checks run on these scalars, never on the maps themselves: memory is about 1.5 kB per record, and Great
+Expectations has no reliable checks for list columns.
+"""
+
+from bisect import bisect_right
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, UInt8
+
+from ikddit.mpom.parts import lists_to_numpy, read_batches
+from ikddit.mpom.schema import CHANNELS, ID_FIELDS, PIXELS, log_names_of
+from ikddit.overlay.grid import wafer_grid
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAPS = {"map": "valid", "prev_map": "prev_valid"}
+"""Map columns and the columns of their masks."""
+KEY_COLUMNS = ["barcode", "source", "lot_id", "slot", "layer", "exposed_at"]
+ROW = "record_row"
+"""Position of the record over all parts: the key that ties a failed check to its record."""
+
+
+def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """Derive the scalars of all records.
+
+    Args:
+        parts: Parquet files in the record schema, all with the same log channels and units.
+
+    Returns:
+        Two frames with one row per record and the column `record_row`. Records: `barcode`, `source`,
+        `lot_id`, `slot`, the id fields, `exposed_year` (UTC, with its fraction), `ids_known` (count),
+        `log_lines` (count), `in_time_order`, and per map (`map`, `prev_map`) what `map_scalars` says. Logs:
+        one column per channel, NaN where not received.
+    """
+    import pandas as pd
+
+    records, logs = [], []
+    names: list[str] = []
+    for table in read_batches(parts, "validate: measure"):
+        names = log_names_of(table.schema)
+        frame = table.select([*dict.fromkeys([*KEY_COLUMNS, *ID_FIELDS])]).to_pandas()
+        frame["log_lines"] = pc.fill_null(pc.list_value_length(table.column("log_lines")), 0).to_numpy()
+        channels = CHANNELS["rgb" if table.schema.metadata[b"units"] == b"rgb" else "nm"]
+        for name, mask in MAPS.items():
+            values = lists_to_numpy(table.column(name), np.nan).reshape(-1, channels, PIXELS)
+            for key, column in map_scalars(values, lists_to_numpy(table.column(mask), 0)).items():
+                frame[f"{name}_{key}"] = column
+        records.append(frame)
+        logs.append(lists_to_numpy(table.column("log_features"), np.nan))
+    if not records:
+        return pd.DataFrame(), pd.DataFrame()
+    frame = pd.concat(records, ignore_index=True)
+    channels_frame = pd.DataFrame(np.concatenate(logs), columns=names)
+    frame[ROW] = channels_frame[ROW] = np.arange(len(frame))
+    times = frame.pop("exposed_at")
+    frame["exposed_year"] = times.dt.year + (times.dt.dayofyear - 1) / 366
+    frame["ids_known"] = frame[list(ID_FIELDS)].notna().sum(axis=1)
+    frame["in_time_order"] = _in_time_order(frame, times)
+    return frame, channels_frame
+
+
+def map_scalars(
+    values: Float[np.ndarray, "n C 4096"], mask: UInt8[np.ndarray, "n 4096"]
+) -> dict[str, np.ndarray]:
+    """Scalars of n maps; NaN for a map that does not exist (no finite pixel, and a mask of zeros).
+
+    Returns:
+        `valid_px`; `valid_share` of the usable pixels (within 147 mm); `min`, `max`, `max_abs`, `p99_abs`,
+        `std` of the valid values, in the maps' unit; `disagree_px`, pixels where mask and values do not agree
+        (valid but not finite, or a value where the mask is 0); `mask_other_px`, mask values beside 0 and 1.
+
+    >>> values, mask = np.full((1, 2, 4096), 3.0), np.ones((1, 4096), np.uint8)
+    >>> values[0, 0, 7] = np.nan
+    >>> found = map_scalars(values, mask)
+    >>> found["max_abs"].tolist(), found["disagree_px"].tolist()
+    ([3.0], [1.0])
+    """
+    usable = wafer_grid().usable.reshape(-1)
+    finite = np.isfinite(values)
+    good = finite.all(1) & (mask != 0)
+    exists = finite.any((1, 2)) | (mask != 0).any(1)
+    out: dict[str, np.ndarray] = {
+        "valid_px": good.sum(1).astype(np.float64),
+        "valid_share": good[:, usable].mean(1),
+        # A mark with one axis only, and a value behind the mask's back, are both contradictions.
+        "disagree_px": np.where(mask != 0, ~finite.all(1), finite.any(1)).sum(1).astype(np.float64),
+        "mask_other_px": (mask > 1).sum(1).astype(np.float64),
+    }
+    stats = np.full((len(values), 5), np.nan)
+    for i in np.flatnonzero(good.any(1)):
+        v = values[i][:, good[i]].reshape(-1).astype(np.float64)
+        size = np.abs(v)
+        rank = int(np.ceil(0.99 * v.size)) - 1
+        stats[i] = v.min(), v.max(), size.max(), np.partition(size, rank)[rank], v.std()
+    out |= dict(zip(("min", "max", "max_abs", "p99_abs", "std"), stats.T, strict=True))
+    return {name: np.where(exists, column, np.nan) for name, column in out.items()}
+
+
+def longest_ordered(values: list[Any]) -> Bool[np.ndarray, "n"]:
+    """Mark a longest non-decreasing subsequence: the rest is the fewest items that break the order.
+
+    >>> longest_ordered([1, 2, 9, 3, 4]).tolist()
+    [True, True, False, True, True]
+    """
+    tails: list[Any] = []
+    tail_at: list[int] = []
+    before: list[int] = []
+    for i, value in enumerate(values):
+        place = bisect_right(tails, value)
+        before.append(tail_at[place - 1] if place else -1)
+        if place == len(tails):
+            tails.append(value)
+            tail_at.append(i)
+        else:
+            tails[place], tail_at[place] = value, i
+    keep = np.zeros(len(values), bool)
+    at = tail_at[-1] if tail_at else -1
+    while at >= 0:
+        keep[at] = True
+        at = before[at]
+    return keep
+
+
+def _in_time_order(frame: "pd.DataFrame", times: "pd.Series[Any]") -> Bool[np.ndarray, "n"]:
+    """False for wafers whose time does not fit the slots of their lot and layer.
+
+    A lot may run from its first slot or from its last. Wafers without lot, slot or time are not judged.
+    """
+    keep = np.ones(len(frame), bool)
+    judged = frame.assign(time=times)[frame["slot"].notna() & times.notna() & frame["lot_id"].notna()]
+    for _, lot in judged.sort_values(["slot", "time"]).groupby(["lot_id", "layer"], dropna=False):
+        up = longest_ordered(lot["time"].tolist())
+        if not up.all():
+            down = longest_ordered(lot["time"].tolist()[::-1])[::-1]
+            keep[lot.index] = down if down.sum() > up.sum() else up
+    return keep
