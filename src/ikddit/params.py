@@ -86,7 +86,10 @@ class ValidateParams(Section):
     max_quarantined_share: float = Field(0.05, ge=0.0, le=1.0)
     """Of all items found, ingest and validate together; more stops the pipeline."""
     wafers_per_lot: int = Field(25, ge=1)
+    complete_lot_fill: float = Field(0.8, ge=0.0, le=1.0)
+    """Share of `wafers_per_lot` at which a lot counts as complete."""
     min_complete_lots: float = Field(0.9, ge=0.0, le=1.0)
+    """Complete lots, as a share of all; fewer stop the pipeline."""
 
 
 class PrepareParams(Section):
