@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+SQLITE = "sqlite:///"
+
 
 def checkout_root(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Path:
     """Find the main checkout: `DVC_ROOT` (set by DVC in every kind of run), else the git top level, else cwd.
@@ -18,5 +20,14 @@ def checkout_root(env: Mapping[str, str] = os.environ, cwd: Path | None = None) 
 
 
 def tracking_uri(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> str:
-    """MLflow tracking URI: `MLFLOW_TRACKING_URI`, else SQLite in the checkout's root."""
-    return env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout_root(env, cwd)}/mlflow.db"
+    """MLflow tracking URI: `MLFLOW_TRACKING_URI`, else SQLite in the checkout's root.
+
+    A relative SQLite path means the checkout's root, not the clone that a temporary experiment runs in.
+
+    >>> tracking_uri({"DVC_ROOT": "/fab", "MLFLOW_TRACKING_URI": "sqlite:///team.db"})
+    'sqlite:////fab/team.db'
+    """
+    uri = env.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if not uri.startswith(SQLITE) or ":memory:" in uri:
+        return uri
+    return SQLITE + str(checkout_root(env, cwd) / uri.removeprefix(SQLITE))  # an absolute path stays

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from ikddit.checkout import checkout_root
+from ikddit.checkout import SQLITE, checkout_root, tracking_uri
 from ikddit.console import log
 from ikddit.errors import RegistryError
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
 HOST_TAG = "ikddit.host"
 PROCESS_TAG = "ikddit.process"
 LOCK_TIMEOUT_S = 600.0
@@ -38,7 +37,7 @@ class Store:
     def database(self) -> Path | None:
         """The SQLite file, or None for any other store."""
         path = self.uri.removeprefix(SQLITE).partition("?")[0]
-        return Path(path) if self.uri.startswith(SQLITE) else None
+        return Path(path) if self.uri.startswith(SQLITE) and ":memory:" not in path else None
 
     @property
     def public_uri(self) -> str:
@@ -75,17 +74,9 @@ def locate_store(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -
     `MLFLOW_TRACKING_URI` is respected; a relative SQLite path in it means the main checkout, not the clone a
     temporary experiment runs in. The default is `mlflow.db` and `mlruns/` in the main checkout.
     """
-    root = checkout_root(env, cwd)
-    uri = env.get("MLFLOW_TRACKING_URI") or SQLITE + "mlflow.db"
-    if not uri.startswith(SQLITE) or ":memory:" in uri:
-        return Store(root, uri, None)
-    path, _, query = uri.removeprefix(SQLITE).partition("?")
-    database = root / path  # an absolute path replaces the root
-    return Store(
-        root,
-        SQLITE + str(database) + (f"?{query}" if query else ""),
-        (database.parent / "mlruns").as_uri(),
-    )
+    root, uri = checkout_root(env, cwd), tracking_uri(env, cwd)
+    database = Store(root, uri, None).database
+    return Store(root, uri, (database.parent / "mlruns").as_uri() if database else None)
 
 
 def open_store(store: Store, experiment: str) -> tuple["MlflowClient", str]:
