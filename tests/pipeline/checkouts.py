@@ -1,5 +1,6 @@
 """Checkouts to try things in, and commands run in them."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ def run(folder: Path, env: dict[str, str], *command: str, timeout_s: float = 300
     done = subprocess.run(whole, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def make_toy_checkout(folder: Path) -> Path:

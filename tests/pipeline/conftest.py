@@ -1,9 +1,7 @@
 """Real DVC, MLflow and Prefect processes; all of them in one xdist group, since they fill the machine."""
 
 import os
-import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +25,6 @@ def clean_env() -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     quiet = {"DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
     return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | quiet
-
-
-@pytest.fixture(scope="session")
-def free_port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        yield int(probe.getsockname()[1])
 
 
 @pytest.fixture
