@@ -93,7 +93,7 @@ def build_records(
     return pa.table({field.name: pa.array(data[field.name], field.type) for field in schema}, schema=schema)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_records() -> MakeRecords:
     """`make_records(n, ...)`: see `build_records`."""
     return build_records

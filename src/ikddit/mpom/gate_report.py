@@ -45,16 +45,14 @@ def failed_gates(results: list[RuleResult]) -> list[str]:
         if r.rule.level != "suite" or r.success:
             continue
         if r.rule.mean:
-            seen = f"mean {r.observed:.4g}" if r.observed is not None else "no value"
-            text = f"{seen}, allowed {r.rule.bounds}"
-        elif r.suite == "data_set":
-            text = r.rule.reason(r.failures[0].value)
-        else:
+            text = r.rule.reason(r.observed)
+        elif r.suite == "log_channels":
             worst = sorted(r.failures, key=lambda f: -float(f.value))
             named = ", ".join(f"{f.row} {float(f.value):.3g}" for f in worst[:5])
-            text = (
-                f"{named}{', ...' if len(worst) > 5 else ''} ({len(worst)} in all), allowed {r.rule.bounds}"
-            )
+            more = f" and {len(worst) - 5} more channels" if len(worst) > 5 else ""
+            text = f"missing share of {named}{more}, allowed {r.rule.bounds}"
+        else:
+            text = r.rule.reason(r.failures[0].value)
         out.append(f"{r.suite}.{r.rule.column}: {text}; {r.rule.remedy}")
     return out
 
@@ -80,7 +78,7 @@ def summary_page(
         *(f'<p class="note">{escape(text)}</p>' for text in notes),
         '<p><a href="data_docs/index.html">Data Docs</a>: every expectation with its result.</p>',
         "<h2>Counts</h2>",
-        _table(["", "#"], [[name, _value(value)] for name, value in counts]),
+        _table(["Of all wafers", "#"], [[name, _value(value)] for name, value in counts]),
         "<h2>Expectations broken by records</h2>",
         _table(
             ["Suite", "Column", "Allowed", "#Records", "For example"],
@@ -91,7 +89,7 @@ def summary_page(
         ),
         "<h2>Quarantine of this stage</h2>",
         _table(
-            ["First reason", "#Records", "For example", "Remedy"],
+            ["Field", "#Records", "For example", "Remedy"],
             [
                 [name, n, f"{examples[name]['item']}: {examples[name]['reason']}", examples[name]["remedy"]]
                 for name, n in reasons.most_common()

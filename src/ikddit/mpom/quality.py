@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MAPS = {"map": "valid", "prev_map": "prev_valid"}
 """Map columns and the columns of their masks."""
 KEY_COLUMNS = ["barcode", "source", "lot_id", "slot", "layer", "exposed_at"]
-ROW = "record_row"
-"""Position of the record over all parts: the key that ties a failed check to its record."""
+ROW, RECORD = "record_row", "record"
+"""Keys of both frames: position of the record over all parts, which is unique, and its barcode."""
 
 
 def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
@@ -33,10 +33,10 @@ def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
         parts: Parquet files in the record schema, all with the same log channels and units.
 
     Returns:
-        Two frames with one row per record and the column `record_row`. Records: `barcode`, `source`,
-        `lot_id`, `slot`, the id fields, `exposed_year` (UTC, with its fraction), `ids_known` (count),
-        `log_lines` (count), `in_time_order`, and per map (`map`, `prev_map`) what `map_scalars` says. Logs:
-        one column per channel, NaN where not received.
+        Two frames with one row per record and the keys `record_row` and `record`. Records: `barcode`,
+        `source`, `lot_id`, `slot`, the id fields, `exposed_year` (UTC, with its fraction), `ids_known`
+        (count), `log_lines` (count), `in_time_order`, and per map (`map`, `prev_map`) what `map_scalars`
+        says. Logs: one column per channel, NaN where not received.
     """
     import pandas as pd
 
@@ -58,8 +58,9 @@ def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
     frame = pd.concat(records, ignore_index=True)
     channels_frame = pd.DataFrame(np.concatenate(logs), columns=names)
     frame[ROW] = channels_frame[ROW] = np.arange(len(frame))
+    frame[RECORD] = channels_frame[RECORD] = frame["barcode"]
     times = frame.pop("exposed_at")
-    frame["exposed_year"] = times.dt.year + (times.dt.dayofyear - 1) / 366
+    frame["exposed_year"] = times.dt.year + (times.dt.day_of_year - 1) / 366
     frame["ids_known"] = frame[list(ID_FIELDS)].notna().sum(axis=1)
     frame["in_time_order"] = _in_time_order(frame, times)
     return frame, channels_frame
@@ -130,13 +131,15 @@ def longest_ordered(values: list[Any]) -> Bool[np.ndarray, "n"]:
 def _in_time_order(frame: "pd.DataFrame", times: "pd.Series[Any]") -> Bool[np.ndarray, "n"]:
     """False for wafers whose time does not fit the slots of their lot and layer.
 
-    A lot may run from its first slot or from its last. Wafers without lot, slot or time are not judged.
+    A lot may run from its first slot or from its last; one in which less than half of the wafers fit either
+    order was not run by slot, and is not judged, nor are wafers without lot, slot or time.
     """
     keep = np.ones(len(frame), bool)
     judged = frame.assign(time=times)[frame["slot"].notna() & times.notna() & frame["lot_id"].notna()]
     for _, lot in judged.sort_values(["slot", "time"]).groupby(["lot_id", "layer"], dropna=False):
-        up = longest_ordered(lot["time"].tolist())
-        if not up.all():
-            down = longest_ordered(lot["time"].tolist()[::-1])[::-1]
-            keep[lot.index] = down if down.sum() > up.sum() else up
+        time = lot["time"].tolist()
+        up, down = longest_ordered(time), longest_ordered(time[::-1])[::-1]
+        fits = down if down.sum() > up.sum() else up
+        if 2 * fits.sum() >= len(fits):
+            keep[lot.index] = fits
     return keep

@@ -14,9 +14,10 @@ from ikddit import atomic
 from ikddit.console import log, progress
 from ikddit.errors import GateError
 from ikddit.mpom.gate_report import failed_gates, results_json, summary_page
-from ikddit.mpom.gates import Failure, Gate, RuleResult, gate_rules, log_rules, record_rules
+from ikddit.mpom.gates import Failure, Gate, RuleResult
 from ikddit.mpom.parts import part_files
-from ikddit.mpom.quality import ROW, measure
+from ikddit.mpom.quality import RECORD, ROW, measure
+from ikddit.mpom.rules import gate_rules, log_rules, record_rules
 from ikddit.mpom.schema import Units, log_names_of, record_schema
 from ikddit.params import ValidateParams
 
@@ -152,13 +153,13 @@ def _rejected(frame: "pd.DataFrame", results: list[RuleResult]) -> dict[int, dic
     for row, failures in found.items():
         first, *others = failures
         entries[row] = {
-            "item": _text(frame["barcode"].iloc[row]),
+            "item": _text(frame["barcode"].iloc[row]) or _text(frame["source"].iloc[row]),
             "file": _text(frame["source"].iloc[row]),
-            "field": first.rule.column,
+            "field": first.rule.name,
             "reason": first.rule.reason(first.value),
             "remedy": first.rule.remedy,
             "stage": "validate",
-            "also": [{"field": f.rule.column, "reason": f.rule.reason(f.value)} for f in others],
+            "also": [{"field": f.rule.name, "reason": f.rule.reason(f.value)} for f in others],
         }
     return entries
 
@@ -179,7 +180,7 @@ def _lines(folder: Path) -> int:
 def _channels(logs: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
-    values = logs.drop(columns=ROW, errors="ignore")
+    values = logs.drop(columns=[ROW, RECORD], errors="ignore")
     missing = values.isna().mean()
     return pd.DataFrame({"channel": list(missing.index), "missing_share": missing.to_numpy(float)})
 
@@ -201,15 +202,12 @@ def _notes(frame: "pd.DataFrame", units: Units) -> list[str]:
     if units == "rgb":
         notes.append("Maps are RGB without a scale: no statement in nm was checked.")
     if len(frame):
-        for name, what in (
-            ("lot_id", "lot completeness"),
-            ("exposed_year", "time order"),
-            ("map_std", "targets"),
-        ):
-            if frame[name].isna().all():
-                notes.append(
-                    f"No record has {name.replace('exposed_year', 'exposed_at')}: {what} not judged."
-                )
+        if frame["lot_id"].isna().all():
+            notes.append("No record has lot_id: lot completeness not judged.")
+        if frame["exposed_year"].isna().all():
+            notes.append("No record has exposed_at: time order not judged.")
+        if frame["map_valid_px"].isna().all():
+            notes.append("No record has a target map: only generation with a trained model is possible.")
     return notes
 
 
