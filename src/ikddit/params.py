@@ -132,9 +132,8 @@ class MeanParams(Section):
 
     kind: Literal["none", "linear", "learned"] = "learned"
     components: int = Field(100, ge=1)
-    epochs: int = Field(30, ge=1)
-    width: int = Field(512, ge=8)
-    dropout: float = Field(0.3, ge=0.0, lt=1.0)
+    interactions: int = Field(200, ge=0)
+    """Most products of an id with a number; val decides how many of them enter."""
     folds: int = Field(5, ge=2)
     """Out-of-fold residuals for the diffusion model."""
 
@@ -149,8 +148,8 @@ class TrainParams(Section):
     warmup_steps: int = Field(50, ge=0)
     unmasked_tail: float = Field(0.1, ge=0.0, le=1.0)
     """Last share of the steps: no mask, half the learning rate."""
-    p_mean: float = -0.4
-    p_std: float = Field(1.0, gt=0.0)
+    p_mean: float = 0.3
+    p_std: float = Field(1.4, gt=0.0)
     condition_dropout: float = Field(0.1, ge=0.0, lt=1.0)
     ema_gamma: float = Field(6.94, gt=0.0)
     """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""

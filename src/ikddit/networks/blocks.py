@@ -67,7 +67,8 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, key_value: tuple[Tensor, Tensor], attend: Tensor) -> Tensor:
         """Residual update of x; the identity at initialisation."""
-        return x + torch.tanh(self.gate) * self.attention(self.norm(x), key_value, attend)
+        update: Tensor = torch.tanh(self.gate) * self.attention(self.norm(x), key_value, attend)
+        return x + update
 
 
 class Block(nn.Module):

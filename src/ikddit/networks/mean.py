@@ -1,7 +1,8 @@
-"""The conditional mean mu(c): ridge on every condition, text-located spots, a gated network on what is left.
+"""The conditional mean mu(c): ridge on every condition and on selected interactions, and text-located spots.
 
-Most of what can be predicted of an overlay map is low-rank and lies in interactions of conditions, so the mean
-works on principal components of the map; the student then diffuses on the residual (CorrDiff, 2309.15214).
+Most of what can be predicted of an overlay map is low-rank and lies in interactions of an id with a number
+(chamber x RF hours, scanner x days since maintenance), so the mean works on principal components of the map and
+on products chosen by screening; the student then diffuses on the residual (CorrDiff, 2309.15214).
 """
 
 from dataclasses import dataclass
@@ -41,35 +42,20 @@ class MeanConfig:
     templates: int
     components: int
     prev_components: int
-    width: int
-    networks: int
+    interactions: int
     spots: tuple[SpotLine, ...]
     pitch_mm: float
 
     @property
-    def features(self) -> int:
-        """Length of the condition vector."""
+    def one_hot(self) -> int:
+        """Length of the one-hot part of the condition vector; the rest are numbers."""
         pairs = sum(self.id_sizes[a] * self.id_sizes[b] for a, b in ID_PAIRS)
-        return sum(self.id_sizes) + pairs + 2 * self.log_channels + self.templates + self.prev_components + 1
+        return sum(self.id_sizes) + pairs
 
-
-class GatedNetwork(nn.Module):
-    """Two gated layers from the condition vector to map components; zero at initialisation."""
-
-    def __init__(self, features: int, width: int, components: int, dropout: float) -> None:
-        super().__init__()
-        self.enter, self.enter_gate = nn.Linear(features, width), nn.Linear(features, width)
-        self.middle, self.middle_gate = nn.Linear(width, width), nn.Linear(width, width)
-        self.leave = nn.Linear(width, components)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-
-    def forward(self, x: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
-        """Component scores to add to the ridge's."""
-        h = self.dropout(self.enter(x) * torch.sigmoid(self.enter_gate(x)))
-        h = h + self.dropout(F.silu(self.middle(h)) * torch.sigmoid(self.middle_gate(h)))
-        return self.leave(h)  # type: ignore[no-any-return]
+    @property
+    def features(self) -> int:
+        """Length of the condition vector, interactions apart."""
+        return self.one_hot + 2 * self.log_channels + self.templates + self.prev_components + 1
 
 
 class ConditionalMean(nn.Module):
@@ -81,11 +67,12 @@ class ConditionalMean(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
     ridge: Tensor
-    ridge_bias: Tensor
+    interaction: Tensor
+    """Rows (position in ID_FIELDS, code, column of the condition vector)."""
     spot_kernel: Tensor
     spot_gain: Tensor
 
-    def __init__(self, config: MeanConfig, dropout: float = 0.0) -> None:
+    def __init__(self, config: MeanConfig) -> None:
         super().__init__()
         self.config = config
         k, d, pixels = config.components, config.features, 2 * 64 * 64
@@ -95,16 +82,13 @@ class ConditionalMean(nn.Module):
             "basis": (k, pixels),
             "prev_basis": (config.prev_components, pixels),
             "feature_mean": (d,),
-            "ridge": (d, k),
-            "ridge_bias": (k,),
+            "ridge": (d + config.interactions, k),
             "spot_kernel": (len(config.spots), 2, SPOT_SIDE, SPOT_SIDE),
         }.items():
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("feature_std", torch.ones(d))
         self.register_buffer("spot_gain", torch.ones(gains))
-        self.networks = nn.ModuleList(
-            GatedNetwork(d, config.width, k, dropout) for _ in range(config.networks)
-        )
+        self.register_buffer("interaction", torch.zeros(config.interactions, 3, dtype=torch.long))
 
     def raw_features(self, c: Conditions) -> Float[Tensor, "B F"]:
         """The condition vector: one-hot ids and id pairs, log channels, counts of log lines, previous map."""
@@ -119,8 +103,9 @@ class ConditionalMean(nn.Module):
         return torch.cat([*parts, c.log_features, c.log_missing, counts, scores, missing], dim=1).float()
 
     def features(self, c: Conditions) -> Float[Tensor, "B F"]:
-        """The condition vector, z-scored with training statistics."""
-        return (self.raw_features(c) - self.feature_mean) / self.feature_std
+        """The condition vector, z-scored with training statistics, and the interactions."""
+        x = (self.raw_features(c) - self.feature_mean) / self.feature_std
+        return torch.cat([x, interaction_columns(x, c.ids, self.interaction)], dim=1)
 
     def gain_index(self, c: Conditions) -> Tensor:
         """Row of `spot_gain` for each wafer: its (scanner, chuck)."""
@@ -142,13 +127,6 @@ class ConditionalMean(nn.Module):
             out.index_add_(0, wafer, shape * height[:, None, None, None])
         return out
 
-    def scores(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
-        """Component scores: ridge plus the average of the gated networks."""
-        total = features @ self.ridge + self.ridge_bias
-        if len(self.networks):
-            total = total + torch.stack([network(features) for network in self.networks]).mean(0)
-        return total
-
     def assemble(self, c: Conditions, scores: Float[Tensor, "B K"]) -> Float[Tensor, "B 2 64 64"]:
         """Map from component scores, with the training mean and the spots."""
         maps = self.mean_map + (scores @ self.basis).view(-1, 2, 64, 64)
@@ -158,7 +136,13 @@ class ConditionalMean(nn.Module):
         """mu(c) in units of the map scale; zero for kind `none`."""
         if self.config.kind == "none":
             return torch.zeros_like(c.prev_map)
-        return self.assemble(c, self.scores(self.features(c)))
+        return self.assemble(c, self.features(c) @ self.ridge)
+
+
+def interaction_columns(x: Float[Tensor, "B F"], ids: Tensor, interaction: Tensor) -> Float[Tensor, "B M"]:
+    """Products (id == code) * number, one column per row of `interaction`."""
+    position, code, column = interaction.unbind(1)
+    return x[:, column] * (ids[:, position] == code)
 
 
 def spot_grid(x_mm: Float[Tensor, " S"], y_mm: Float[Tensor, " S"], pitch_mm: float) -> Tensor:

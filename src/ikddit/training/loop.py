@@ -167,7 +167,9 @@ class Trainer:
         self.step += 1
         update_average(self.teacher, self.student.encoder, params.train.teacher_decay)
         update_average(self.average, self.student, power_decay(self.step, params.train.ema_gamma))
-        gates = [b.cross.gate.tanh().abs().mean() for b in self.student.encoder.deep_blocks if b.cross]
+        gates = [
+            b.cross.gate.detach().tanh().abs().mean() for b in self.student.encoder.deep_blocks if b.cross
+        ]
         return {
             "step": self.step,
             "loss": float(loss.detach()),

@@ -1,9 +1,9 @@
-"""Fit the conditional mean: principal components, ridge, located spots, gated networks with out-of-fold scores."""
+"""Fit the conditional mean: principal components, ridge, located spots, screened interactions, fold scores."""
 
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ikddit.console import progress
 from ikddit.embedding.conditions import Conditions, gather_conditions, gather_maps
-from ikddit.networks.mean import SPOT_HALF, SPOT_SIDE, ConditionalMean, GatedNetwork, MeanConfig, SpotLine
+from ikddit.networks.mean import (
+    SPOT_HALF,
+    SPOT_SIDE,
+    ConditionalMean,
+    MeanConfig,
+    SpotLine,
+    interaction_columns,
+)
 from ikddit.overlay.grid import PITCH_MM
 from ikddit.params import MeanParams
 
@@ -23,6 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("ikddit")
 CHUNK = 512
 PREV_COMPONENTS = 62
+CROSSED_IDS = (1, 3, 4, 6, 8, 9)
+"""Positions in ID_FIELDS of scanner, reticle and chamber, current and previous."""
+STAGE = 10
 RIDGE_ALPHAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -32,7 +41,7 @@ class MeanFit:
 
     mean: ConditionalMean
     out_of_fold: Float[Tensor, "N K"]
-    """Scores of each training wafer from networks that have not seen its lot."""
+    """Scores of each training wafer from a ridge that has not seen its lot."""
     report: dict[str, float]
 
 
@@ -81,6 +90,7 @@ def _ridge(x: Tensor, y: Tensor, alpha: float) -> Tensor:
     return weights
 
 
+@torch.no_grad()
 def fit_mean(
     train: "PreparedSplit",
     val: "PreparedSplit",
@@ -101,13 +111,11 @@ def fit_mean(
         templates=len(templates),
         components=min(params.components, len(train)),
         prev_components=min(PREV_COMPONENTS, len(train)),
-        width=params.width,
-        networks=params.folds if params.kind == "learned" else 0,
+        interactions=0,
         spots=located_lines(templates) if params.kind == "learned" else (),
         pitch_mm=PITCH_MM,
     )
-    torch.manual_seed(seed)
-    mean = ConditionalMean(config, params.dropout)
+    mean = ConditionalMean(config)
     n = len(train)
     if params.kind == "none":
         return MeanFit(mean, torch.zeros(n, config.components), {})
@@ -124,46 +132,103 @@ def fit_mean(
     x = (raw - mean.feature_mean) / mean.feature_std
     del raw
     report: dict[str, float] = {}
-
     val_conditions = gather_conditions(val, slice(None), sigma_nm)
     val_maps, val_valid = gather_maps(val, slice(None), sigma_nm)
-    x_val = mean.features(val_conditions)
 
     def val_rmse() -> float:
-        with torch.no_grad():
-            error = (mean(val_conditions) - val_maps) * val_valid
+        error = (mean(val_conditions) - val_maps) * val_valid
         return float((error.square().sum() / (2 * val_valid.sum())).sqrt() * sigma_nm)
 
-    def fit_ridge() -> None:
+    def fit_ridge() -> float:
         mean.basis.copy_(_components(residual, config.components, seed))
-        scores = residual @ mean.basis.T
+        scores, x_val = residual @ mean.basis.T, mean.features(val_conditions)
         target = ((val_maps - mean.mean_map - mean.spots(val_conditions)) * val_valid).flatten(
             1
         ) @ mean.basis.T
         errors = {a: float((x_val @ _ridge(x, scores, a) - target).square().mean()) for a in RIDGE_ALPHAS}
         alpha = min(errors, key=lambda a: errors[a])
-        mean.ridge.copy_(_ridge(x, scores, alpha))
-        report["ridge_alpha"] = alpha
+        mean.ridge = _ridge(x, scores, alpha)
+        return alpha
 
-    fit_ridge()
-    networks, mean.networks = mean.networks, torch.nn.ModuleList()
+    alpha = fit_ridge()
     report["val_rmse_ridge_nm"] = val_rmse()
+    if config.spots:
+        _fit_spots(mean, conditions, residual - (x @ mean.ridge) @ mean.basis, train.valid)
+        for s in _chunks(n):
+            mask = torch.from_numpy(np.array(train.valid[s], dtype=np.float32))[:, None]
+            residual[s] -= (mean.spots(conditions[s]) * mask).flatten(1)
+        alpha = fit_ridge()
+        report["val_rmse_ridge_spots_nm"] = val_rmse()
+    scores = residual @ mean.basis.T
     if params.kind == "learned":
-        if config.spots:
-            _fit_spots(mean, conditions, residual - (x @ mean.ridge) @ mean.basis, train.valid)
-            for s in _chunks(n):
-                mask = torch.from_numpy(np.array(train.valid[s], dtype=np.float32))[:, None]
-                residual[s] -= (mean.spots(conditions[s]) * mask).flatten(1)
-            fit_ridge()
-            report["val_rmse_ridge_spots_nm"] = val_rmse()
-        mean.networks = networks
-        left = residual @ mean.basis.T - x @ mean.ridge
-        out_of_fold = x @ mean.ridge + _fit_networks(mean, x, left, lot_ids(train), params, seed)
+        x = _add_interactions(mean, x, conditions.ids, scores, alpha, params.interactions, val_rmse)
+        report["interactions"] = float(len(mean.interaction))
         report["val_rmse_learned_nm"] = val_rmse()
-    else:
-        out_of_fold = x @ mean.ridge
+    report["ridge_alpha"] = alpha
     log.info("conditional mean: %s", ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
+    out_of_fold = _out_of_fold(x, scores, lot_ids(train), alpha, params.folds, seed)
     return MeanFit(mean.eval(), out_of_fold, report)
+
+
+def _add_interactions(
+    mean: ConditionalMean,
+    x: Tensor,
+    ids: Tensor,
+    scores: Tensor,
+    alpha: float,
+    most: int,
+    val_rmse: Callable[[], float],
+) -> Tensor:
+    """Stagewise screening: the products that explain most of the residual enter, ten at a time, while val gains.
+
+    Returns the training features with the chosen columns.
+    """
+    base = mean.interaction
+    best = (val_rmse(), base, mean.ridge, x)
+    chosen, features, patience = base, x, 2
+    while len(chosen) < most and patience:
+        left = scores - features @ mean.ridge
+        chosen = torch.cat([chosen, _screen(x, ids, left, mean.config.one_hot, chosen)])
+        features = torch.cat([x, interaction_columns(x, ids, chosen)], dim=1)
+        mean.interaction, mean.ridge = chosen, _ridge(features, scores, alpha)
+        error = val_rmse()
+        patience = 2 if error < best[0] else patience - 1
+        if error < best[0]:
+            best = (error, chosen, mean.ridge, features)
+    _, mean.interaction, mean.ridge, features = best
+    mean.config = replace(mean.config, interactions=len(mean.interaction))
+    return features
+
+
+def _screen(x: Tensor, ids: Tensor, left: Tensor, first: int, chosen: Tensor) -> Tensor:
+    """The ten products (id == code) * number whose own least squares removes most of `left` (rows of three)."""
+    number = x[:, first:]
+    found: list[tuple[float, int, int, int]] = []
+    taken = {tuple(row) for row in chosen.tolist()}
+    for position in CROSSED_IDS:
+        for code in torch.unique(ids[:, position]).tolist():
+            rows = ids[:, position] == code
+            part = number[rows]
+            gain = (part.T @ left[rows]).square().sum(1) / part.square().sum(0).clamp(min=1.0)
+            for column in gain.topk(min(2 * STAGE, len(gain))).indices.tolist():
+                entry = (position, code, first + column)
+                if entry not in taken:
+                    found.append((float(gain[column]), *entry))
+    best = sorted(found, key=lambda entry: (-entry[0], entry[1:]))[:STAGE]
+    return torch.tensor([entry[1:] for entry in best], dtype=torch.long).view(-1, 3)
+
+
+def _out_of_fold(x: Tensor, y: Tensor, lots: np.ndarray, alpha: float, folds: int, seed: int) -> Tensor:
+    """Scores (N, K) of each wafer from a ridge that has not seen its lot."""
+    unique = np.unique(lots)
+    fold_of = dict(zip(unique, np.random.default_rng(seed).permutation(len(unique)) % folds, strict=True))
+    fold = torch.from_numpy(np.array([fold_of[lot] for lot in lots]))
+    out = torch.zeros_like(y)
+    for k in range(folds):
+        held = fold == k
+        if held.any() and not held.all():
+            out[held] = x[held] @ _ridge(x[~held], y[~held], alpha)
+    return out
 
 
 @torch.no_grad()
@@ -217,44 +282,3 @@ def _splat(maps: Tensor, mask: Tensor, x_mm: Tensor, y_mm: Tensor, height: Tenso
                     total[channel].index_add_(0, index, (w * h * maps[part, channel]).flatten())
     prior = 0.01 * weight.mean()
     return (total / (weight + prior)).view(2, SPOT_SIDE, SPOT_SIDE)
-
-
-def _fit_networks(
-    mean: ConditionalMean, x: Tensor, target: Tensor, lots: np.ndarray, params: MeanParams, seed: int
-) -> Tensor:
-    """One network per fold of lots; returns each wafer's out-of-fold scores (N, K)."""
-    unique = np.unique(lots)
-    fold_of_lot = dict(
-        zip(unique, np.random.default_rng(seed).permutation(len(unique)) % params.folds, strict=True)
-    )
-    fold = torch.from_numpy(np.array([fold_of_lot[lot] for lot in lots]))
-    out = torch.zeros_like(target)
-    for k in progress(range(params.folds), "mean networks", unit="fold"):
-        rows = (fold != k).nonzero()[:, 0]
-        network = mean.networks[k]
-        assert isinstance(network, GatedNetwork)
-        _fit_network(network, x[rows], target[rows], params, seed * 101 + k)
-        with torch.no_grad():
-            held_out = fold == k
-            out[held_out] = network.eval()(x[held_out])
-    return out
-
-
-def _fit_network(network: GatedNetwork, x: Tensor, y: Tensor, params: MeanParams, seed: int) -> None:
-    torch.manual_seed(seed)
-    batch = min(256, len(x))
-    steps = params.epochs * max(1, len(x) // batch)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.3, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
-    scale = y.std()
-    network.train()
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < batch:
-            order = torch.randperm(len(x))
-        rows, order = order[:batch], order[batch:]
-        loss = (network(x[rows]) - y[rows]).div(scale).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
