@@ -1,5 +1,6 @@
 """The `ikddit` command: a thin Typer layer; each command imports what it needs when it runs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,3 +88,18 @@ def run(
         raise IkdditError(f"{root}: no pipelines/reproduce.py here; run from a checkout of ikddit")
     os.chdir(root)
     os.execv(sys.executable, [sys.executable, "-m", "pipelines.reproduce", *(["--force"] if force else [])])
+
+
+@app.command("validate")
+def validate(
+    records: Annotated[Path, typer.Argument(help="Folder that ingest wrote (part-*.parquet).")],
+    out: Annotated[Path, typer.Option(help="Folder for validated/, quarantine/ and report/.")],
+) -> None:
+    """Judge records with the quality gate; bounds come from params.yaml here, else the defaults."""
+    from ikddit.mpom.validate import validate as judge
+    from ikddit.params import Params, load_params
+
+    params = load_params() if Path("params.yaml").exists() else Params()
+    metrics = judge(records, out / "validated", out / "quarantine", out / "report", params.validate_)
+    counts = f"{metrics['records']} records passed, {metrics['quarantined']} quarantined"
+    typer.echo(f"{counts}: {out}/report/index.html")
