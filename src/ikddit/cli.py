@@ -97,9 +97,9 @@ def validate(
 ) -> None:
     """Judge records with the quality gate; bounds come from params.yaml here, else the defaults."""
     from ikddit.mpom.validate import validate as judge
-    from ikddit.params import Params, load_params
+    from ikddit.params import load_params, parse_params
 
-    params = load_params() if Path("params.yaml").exists() else Params()
+    params = load_params() if Path("params.yaml").exists() else parse_params({})
     metrics = judge(records, out / "validated", out / "quarantine", out / "report", params.validate_)
     counts = f"{metrics['records']} records passed, {metrics['quarantined']} quarantined"
     typer.echo(f"{counts}: {out}/report/index.html")
