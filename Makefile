@@ -8,12 +8,14 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test check ui bench clean
+.PHONY: help install repro flow test test-fast check ui models plots bench clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "ikddit needs Python 3.11 or 3.12; name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0
@@ -25,8 +27,14 @@ install: $(STAMP) ## build .venv with the pinned packages
 repro: $(STAMP) ## run the whole pipeline (simulate ... register)
 	dvc repro
 
+flow: $(STAMP) ## the same as a Prefect flow
+	ikddit run
+
 test: $(STAMP) ## run the tests
 	pytest -n 2 --dist loadgroup
+
+test-fast: $(STAMP) ## run the tests that start no DVC, MLflow server or Prefect
+	pytest -n 2 --dist loadgroup -m "not pipeline"
 
 check: $(STAMP) ## ruff, mypy, import-linter
 	ruff check .
@@ -36,6 +44,12 @@ check: $(STAMP) ## ruff, mypy, import-linter
 
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 	ikddit ui
+
+models: $(STAMP) ## list the registered versions
+	ikddit models
+
+plots: $(STAMP) ## write dvc_plots/index.html, readable offline; REVS="main my-exp" compares
+	python -m pipelines.plots $(REVS)
 
 bench: $(STAMP) ## print the benchmark ratios
 	python benchmarks/run.py

@@ -56,7 +56,9 @@ def print_versions(rows: list[VersionRow], name: str) -> None:
         cells = [tags.get(column, "-") for column in shown]
         style = "bold" if CHAMPION in row.aliases else None
         table.add_row(str(row.version), ", ".join(row.aliases), *cells, style=style)
-    Console().print(table)
+    console = Console()
+    # Into a file or a pipe nothing is cut off; a terminal shows what fits.
+    console.print(table, width=None if console.is_terminal else 200)
 
 
 def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
