@@ -60,7 +60,7 @@ def fit_embedding(
     model = UnifiedEmbedding(config)
     optimiser = torch.optim.AdamW(model.parameters(), lr=params.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, params.learning_rate, total_steps=params.steps, pct_start=min(0.2, 20 / params.steps + 0.1)
+        optimiser, params.learning_rate, total_steps=max(10, params.steps), pct_start=0.2
     )
     batch = min(params.batch, len(train))
     for step in progress(range(params.steps), "embed", unit="step"):

@@ -45,9 +45,9 @@ def measure(
         "precision": generator.model.config.precision,
         "mask_ratio": generator.model.config.mask_ratio,
     }
-    for mode, values in seconds.items():
-        low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-        out |= {f"{mode}_s": median, f"{mode}_s_q25": low, f"{mode}_s_q75": high}
-        out[f"{mode}_samples_per_s"] = len(wafers) / median
+    for name, values in seconds.items():
+        low, median, high = (float(q) for q in np.quantile(values, [0.25, 0.5, 0.75]))
+        out |= {f"{name}_s": median, f"{name}_s_q25": low, f"{name}_s_q75": high}
+        out[f"{name}_samples_per_s"] = len(wafers) / median
     out["masked_speedup"] = float(np.median(seconds["full"]) / np.median(seconds["masked"]))
-    return {k: float(v) if isinstance(v, np.floating) else v for k, v in out.items()}
+    return out

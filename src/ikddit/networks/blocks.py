@@ -8,6 +8,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm whose weight follows the input's type, so that torch's fused kernel serves bf16 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head attention with RMS-normalised queries and keys, through torch's fused kernel.
 
@@ -20,8 +29,8 @@ class Attention(nn.Module):
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(context_dim or width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.q_norm = nn.RMSNorm(width // heads)
-        self.k_norm = nn.RMSNorm(width // heads)
+        self.q_norm = RMSNorm(width // heads)
+        self.k_norm = RMSNorm(width // heads)
 
     def key_value(self, context: Float[Tensor, "B M C"]) -> tuple[Tensor, Tensor]:
         """Keys and values (B, heads, M, width/heads) of a context."""
@@ -61,7 +70,7 @@ class GatedCrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, context_dim: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
         self.attention = Attention(width, heads, context_dim)
         self.gate = nn.Parameter(torch.zeros(width))
 
@@ -76,10 +85,10 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, context_dim: int | None) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(width, elementwise_affine=False)
+        self.norm1 = RMSNorm(width, elementwise_affine=False)
         self.attention = Attention(width, heads)
         self.cross = GatedCrossAttention(width, heads, context_dim) if context_dim else None
-        self.norm2 = nn.RMSNorm(width, elementwise_affine=False)
+        self.norm2 = RMSNorm(width, elementwise_affine=False)
         self.mlp = SwiGLU(width)
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
