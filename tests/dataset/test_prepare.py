@@ -167,3 +167,18 @@ def test_a_failed_run_leaves_the_previous_result(tmp_path, table, make_records) 
     with pytest.raises(GateError):
         prepare(parts(tmp_path / "w", make_records(6, target=False)), tmp_path / "p", PARAMS, 0)
     assert (tmp_path / "p/train.arrow").read_bytes() == before
+
+
+def test_wafers_that_lose_log_lines_are_counted(tmp_path, table) -> None:
+    lines = table.column("log_lines").to_pylist()
+    lines[3] = [f"line {i}" for i in range(5)]
+    lines[4] = None
+    place = table.schema.get_field_index("log_lines")
+    field = table.schema.field("log_lines")
+    summary = prepare(
+        parts(tmp_path / "v", table.set_column(place, field, pa.array(lines, field.type))),
+        tmp_path / "p",
+        PARAMS,
+        0,
+    )
+    assert summary["with_lines_cut"] == 1

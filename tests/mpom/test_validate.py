@@ -298,3 +298,12 @@ def test_parts_that_are_not_records_are_refused(tmp_path, make_records) -> None:
     pq.write_table(make_records(2, log_names=["a"]), tmp_path / "r/part-00001.parquet")
     with pytest.raises(GateError, match=r"part-00001\.parquet: other log channels"):
         validate(tmp_path / "r", *arguments)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"ids": ["A1"]}, {"log_ranges": {"a": 3}}, {"log_ranges": {"a": ["x", 1]}}]
+)
+def test_malformed_declarations_are_refused_by_name(make_records, tmp_path, facts) -> None:
+    outcome = judge(tmp_path / "facts", make_records(3), facts)
+    assert outcome.error is not None
+    assert "dataset.json: ids must be" in outcome.error

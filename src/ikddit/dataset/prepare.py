@@ -67,6 +67,12 @@ def prepare(source: Path | str, target: Path | str, params: PrepareParams, seed:
     vocabularies = _count(text.take(np.sort(rows["train"])))
     normaliser = _fit(parts, schema, split_of == "train")
     summary = _summary(splits, text, rows, has_target, params, seed)
+    if summary["with_lines_cut"]:
+        log.warning(
+            "prepare: %d wafers have more than prepare.max_lines = %d log lines: unknown ones are cut first",
+            summary["with_lines_cut"],
+            params.max_lines,
+        )
 
     with atomic.atomic_dir(target) as folder:
         _write_splits(folder, parts, schema, text, rows, normaliser, vocabularies, params)
@@ -171,6 +177,7 @@ def _summary(
     params: PrepareParams,
     seed: int,
 ) -> dict[str, Any]:
+    lines: Any = pc.list_value_length(text.column("log_lines")).combine_chunks().fill_null(0)
     parts: dict[str, Any] = {}
     for name in SPLITS:
         times = text.column("exposed_at").take(rows[name]).drop_null()
@@ -186,6 +193,7 @@ def _summary(
         "asked": json.loads(params.model_dump_json()),
         "records": len(has_target),
         "without_target": int((~has_target).sum()),
+        "with_lines_cut": int((lines.to_numpy(zero_copy_only=False) > params.max_lines).sum()),
         "splits": parts,
         "unseen": splits.unseen,
         "lots": splits.of_lot,

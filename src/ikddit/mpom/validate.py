@@ -61,8 +61,8 @@ def validate(
     gate = Gate()
     results: list[RuleResult] = []
     if len(frame):
-        results += gate.run("records", frame, record_rules(frame, params, units, facts.get("ids") or {}))
-        declared = {name: (float(a), float(b)) for name, (a, b) in (facts.get("log_ranges") or {}).items()}
+        known, declared = _declared(facts)
+        results += gate.run("records", frame, record_rules(frame, params, units, known))
         if rules := log_rules(logs, declared):
             results += gate.run("tool_logs", logs, rules)
     rejected = _rejected(frame, results)
@@ -112,6 +112,21 @@ def validate(
     _write_good(Path(target), parts, facts, set(rejected))
     log.info("validated %d of %d records, %d to quarantine", metrics["records"], len(frame), len(rejected))
     return metrics
+
+
+def _declared(facts: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, tuple[float, float]]]:
+    """Known ids per field and range per log channel, as dataset.json declares them."""
+    try:
+        known = {name: [str(text) for text in ids] for name, ids in (facts.get("ids") or {}).items()}
+        ranges = {
+            name: (float(low), float(high)) for name, (low, high) in (facts.get("log_ranges") or {}).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise GateError(
+            "validate: dataset.json: ids must be {field: [id, ...]}, log_ranges {channel: [low, high]}: "
+            f"{error}"
+        ) from None
+    return known, ranges
 
 
 def _check_schema(parts: list[Path]) -> Units:
