@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from ikddit.errors import IkdditError
@@ -27,7 +27,7 @@ def progress(
     items: Iterable[T], label: str, total: int | None = None, unit: str = "it", every_s: float = 15.0
 ) -> Iterator[T]:
     """Iterate with a live bar on a terminal, else with a log line (count, rate, ETA) every `every_s` s."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
         from rich.console import Console
@@ -51,16 +51,16 @@ def progress(
             yield from bar.track(items, total=total, description=label)
         return
     start = last = time.monotonic()
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, 1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - last >= every_s:
             last = now
             rate = done / (now - start)
             eta = f", ETA {(total - done) / rate:.0f} s" if total else ""
-            log.info("%s: %d%s %s, %.1f %s/s%s", label, done, f"/{total}" if total else "", unit, rate, unit, eta)
+            log.info(
+                "%s: %d%s %s, %.1f %s/s%s", label, done, f"/{total}" if total else "", unit, rate, unit, eta
+            )
 
 
 def run_plainly(main: Callable[[], None]) -> None:

@@ -1,5 +1,7 @@
 """The objective and the loop: who gets a gradient, exact resume, NaN guard, the mean's parts."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -20,10 +22,18 @@ SIZES = (2, 3, 3, 3, 3, 2, 3, 3, 3, 3)
 def made_config(**changes) -> ModelConfig:
     embedding = EmbeddingConfig(dim=16, id_sizes=SIZES, log_channels=4, templates=3, values_per_line=2)
     mean = MeanConfig("none", SIZES, 4, 3, 5, 5, 0, (), 4.6875)
-    settings = dict(
-        model="T/8", embedding=embedding, mean=mean, sigma_nm=2.0, sigma_data=0.4, sigma_min=0.02,
-        sigma_max=20.0, mask_ratio=0.5, max_lines=3, precision="fp32",
-    )  # fmt: skip
+    settings = {
+        "model": "T/8",
+        "embedding": embedding,
+        "mean": mean,
+        "sigma_nm": 2.0,
+        "sigma_data": 0.4,
+        "sigma_min": 0.02,
+        "sigma_max": 20.0,
+        "mask_ratio": 0.5,
+        "max_lines": 3,
+        "precision": "fp32",
+    }
     return ModelConfig(**(settings | changes))
 
 
@@ -136,7 +146,7 @@ def test_masked_inference_refreshes_every_token_every_other_step():
     with torch.no_grad():
         model.sample_residual(torch.randn(2, 2, 64, 64), cache, 8, "masked", order=order)
     assert [v is None for v in seen] == [True, True, False, False, False, False, True, True]
-    for a, b in zip(seen[2:5], seen[3:6], strict=True):
+    for a, b in itertools.pairwise(seen[2:6]):
         assert torch.equal(torch.cat([a, b], 1).sort(1).values, torch.arange(64).expand(2, -1))
 
 
