@@ -44,6 +44,9 @@ NAMES = (
 )
 BOOSTED_COMPONENTS = 24
 """Leading map coefficients that get trees; the rest of the map keeps the ridge's forecast."""
+BOOSTED_LOGS = 32
+"""Log channels and line counts that the trees read: those with the largest weights in ridge_all. Others are
+mostly nuisance, constant over a lot, in which trees find lots by heart."""
 BOOSTED_PREV_COMPONENTS = 16
 """Coefficients of the previous map that the trees read."""
 
@@ -185,6 +188,8 @@ class Baselines:
             return self._ids(split)
         if kind == "logs":
             return self._logs(split)
+        if kind == "tree_logs":
+            return self._logs.for_trees(split)[:, self._tree_columns()]
         if kind == "prev":
             return self.prev_codes.encode(split.prev_map, split.prev_valid)
         return self.codes.encode(split.map, split.valid)  # "target"
@@ -232,10 +237,22 @@ class Baselines:
 
     # Boosting --------------------------------------------------------------------------------------------
 
+    def _tree_columns(self) -> np.ndarray:
+        """Columns of `LogFeatures.for_trees` with the largest weights in ridge_all (of standardised features)."""
+        model = self._ridge("ridge_all").model
+        kept = model[0][0].get_support()  # features that vary in train
+        weight = np.zeros(len(kept))
+        weight[kept] = np.linalg.norm(np.atleast_2d(model[-1].coef_), axis=0)
+        channels = self.train.log_features.shape[1]
+        counts = self._logs.templates
+        # ridge_all reads channels, missing flags, counts, ...; trees read channels, counts.
+        weight = np.concatenate([weight[:channels], weight[2 * channels : 2 * channels + counts]])
+        return np.sort(np.argsort(-weight, kind="stable")[:BOOSTED_LOGS])
+
     def _tree_inputs(self, split: PreparedSplit) -> np.ndarray:
-        """Ids as categories first, then logs and the leading coefficients of the previous map."""
+        """Ids as categories first, then the main logs and the leading coefficients of the previous map."""
         prev = self._block("prev", split)[:, :BOOSTED_PREV_COMPONENTS]
-        return np.hstack([split.ids.astype(np.float32), self._block("logs", split), prev])
+        return np.hstack([split.ids.astype(np.float32), self._block("tree_logs", split), prev])
 
     def _boost(self) -> list[Any]:
         """Trees for the residual of ridge_all in the leading coefficients; None where val got worse."""
@@ -260,7 +277,7 @@ class Baselines:
                 max_iter=100,
                 learning_rate=0.08,
                 max_leaf_nodes=15,
-                min_samples_leaf=30,
+                min_samples_leaf=50,  # two lots' worth
                 l2_regularization=10.0,
                 categorical_features=categorical,
                 early_stopping=False,

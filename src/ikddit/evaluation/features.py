@@ -109,6 +109,11 @@ class LogFeatures:
         """Features of a split."""
         return np.hstack([split.log_features, split.log_missing, self.counts(split.line_templates)])
 
+    def for_trees(self, split: PreparedSplit) -> Float32[np.ndarray, "n g"]:
+        """Channels with NaN where missing (trees read that as it is), then line counts; no missing flags."""
+        channels = np.where(split.log_missing != 0, np.float32(np.nan), split.log_features)
+        return np.hstack([channels, self.counts(split.line_templates)])
+
     def counts(self, line_templates: Int32[np.ndarray, "n l"]) -> Float32[np.ndarray, "n t"]:
         """Lines of each template (unknown ones included, padding not) per wafer."""
         n = len(line_templates)
