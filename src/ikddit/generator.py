@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.encode import encode_records
 from ikddit.dataset.normaliser import Normaliser
@@ -226,19 +227,47 @@ class Generator:
         Raises:
             InputError: names the column that does not fit.
         """
-        import pandas as pd
+        return forecast_table(self.predict(self._table(frame), n, steps, seed, limit_nm)).to_pandas()
 
-        forecast = self.predict(self._table(frame), n, steps, seed, limit_nm)
-        columns: dict[str, Any] = {
-            "barcode": forecast.barcode,
-            "mean": [m.ravel().tolist() for m in forecast.mean],
-            "sigma": [s.ravel().tolist() for s in forecast.sigma],
-        }
-        for axis, name in enumerate("xy"):
-            columns[f"m3s_{name}_nm"] = forecast.m3s[:, axis]
-            columns[f"m3s_{name}_low_nm"] = forecast.m3s_low[:, axis]
-            columns[f"m3s_{name}_high_nm"] = forecast.m3s_high[:, axis]
-        return pd.DataFrame(columns | {"out_of_spec": forecast.out_of_spec})
+    def write_forecast(
+        self,
+        source: Path | str,
+        target: Path | str,
+        n: int = 16,
+        steps: int = 20,
+        seed: int = 0,
+        limit_nm: float = 8.0,
+    ) -> int:
+        """`predict` for a folder of record Parquet files, batch by batch, into one Parquet file.
+
+        Returns:
+            Number of wafers written.
+
+        Raises:
+            InputError: the folder holds no Parquet file.
+        """
+        import pyarrow.parquet as pq
+
+        from ikddit.atomic import atomic_path
+
+        parts = sorted(Path(source).glob("*.parquet"))
+        if not parts:
+            raise InputError(str(source), "folder", "holds no *.parquet", "run `ikddit ingest` first")
+        count = 0
+        with atomic_path(target) as scratch:
+            writer: pq.ParquetWriter | None = None
+            for part in progress(parts, "generate", unit="part"):
+                with pq.ParquetFile(part) as file:
+                    for batch in file.iter_batches(batch_size=64):
+                        table = pa.Table.from_batches([batch], schema=file.schema_arrow)
+                        out = forecast_table(self.predict(table, n, steps, seed, limit_nm))
+                        writer = writer or pq.ParquetWriter(scratch, out.schema, compression="zstd")
+                        writer.write_table(out)
+                        count += len(table)
+            if writer is None:
+                raise InputError(str(source), "folder", "its files hold no wafers", "check the ingest report")
+            writer.close()
+        return count
 
     def _table(self, frame: "pd.DataFrame") -> pa.Table:
         """Rows of a request as a table in the record schema."""
@@ -290,6 +319,20 @@ class Generator:
                 config.embedding.values_per_line,
             )
         )
+
+
+def forecast_table(forecast: Forecast) -> pa.Table:
+    """A forecast as a table, one wafer a row: barcode, mean and sigma (flat lists, nm), M3S, out_of_spec."""
+    columns: dict[str, Any] = {
+        "barcode": forecast.barcode,
+        "mean": list(forecast.mean.reshape(len(forecast.mean), -1)),
+        "sigma": list(forecast.sigma.reshape(len(forecast.sigma), -1)),
+    }
+    for axis, name in enumerate("xy"):
+        columns[f"m3s_{name}_nm"] = forecast.m3s[:, axis]
+        columns[f"m3s_{name}_low_nm"] = forecast.m3s_low[:, axis]
+        columns[f"m3s_{name}_high_nm"] = forecast.m3s_high[:, axis]
+    return pa.table(columns | {"out_of_spec": forecast.out_of_spec})
 
 
 def align_log_channels(table: pa.Table, names: list[str]) -> pa.Table:
