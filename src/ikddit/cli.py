@@ -103,3 +103,20 @@ def validate(
     metrics = judge(records, out / "validated", out / "quarantine", out / "report", params.validate_)
     counts = f"{metrics['records']} records passed, {metrics['quarantined']} quarantined"
     typer.echo(f"{counts}: {out}/report/index.html")
+
+
+@app.command("generate")
+def generate(
+    records: Annotated[str, typer.Argument(help="Folder of record Parquet files, as `ikddit ingest` writes.")],
+    out: Annotated[str, typer.Option(help="Parquet file to write.")] = "forecast.parquet",
+    model: Annotated[str, typer.Option(help="Model folder or registry address.")] = "models/student",
+    n: Annotated[int, typer.Option(help="Samples per wafer.")] = 16,
+    steps: Annotated[int, typer.Option(help="Denoiser evaluations per sample.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    limit_nm: Annotated[float, typer.Option(help="Specification limit of M3S, nm.")] = 8.0,
+) -> None:
+    """Forecast overlay maps: mean, sigma, M3S with its 90 % interval, out-of-spec probability."""
+    from ikddit.generator import Generator
+
+    count = Generator.load(model).write_forecast(records, out, n, steps, seed, limit_nm)
+    typer.echo(f"{count} wafers -> {out}")
