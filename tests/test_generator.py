@@ -71,6 +71,15 @@ def test_samples_of_a_wafer_do_not_depend_on_its_neighbours(generator):
     assert np.abs(other - together).max() > 0.1
 
 
+def test_empty_list_is_a_missing_one(generator):
+    given = made_frame(["w1", "w2"])
+    empty = given.assign(prev_map=[[], []], log_features=[[], []], log_lines=[[], None])
+    absent = given[["barcode", "scanner_id"]]
+    pd.testing.assert_frame_equal(
+        generator.predict_frame(empty, n=2, steps=2), generator.predict_frame(absent, n=2, steps=2)
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -295,7 +295,7 @@ class Generator:
             finite = np.isfinite(values.reshape(2, PIXELS)).all(0)
             arrays["prev_valid"][row] = (finite & (mask > 0)).astype(np.uint8)
         lines = frame["log_lines"] if "log_lines" in frame else [None] * n
-        arrays["log_lines"] = [[] if value is None else [str(line) for line in value] for value in lines]
+        arrays["log_lines"] = [[] if _missing(value) else [str(line) for line in value] for value in lines]
         for name in ID_FIELDS:
             if name in frame:
                 arrays[name] = [None if _missing(value) else str(value) for value in frame[name]]
@@ -363,8 +363,8 @@ def align_log_channels(table: pa.Table, names: list[str]) -> pa.Table:
 
 
 def _fixed(value: Any, name: str, size: int, kind: Any, fill: float) -> np.ndarray:
-    """One row of a fixed-size column; None means missing."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    """One row of a fixed-size column; None or an empty list (JSON tables mix no nulls with lists) is missing."""
+    if _missing(value) or np.size(value) == 0:
         return np.full(size, fill, kind)
     try:
         array = np.asarray(
