@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -394,6 +395,7 @@ def _wafer_seed(seed: int, barcode: str) -> int:
 
 
 def _from_registry(uri: str) -> Path:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
     from mlflow import artifacts
     from mlflow.exceptions import MlflowException
 

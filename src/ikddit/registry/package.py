@@ -30,6 +30,8 @@ REQUIREMENTS = (
 """What serving needs besides Python; the `ikddit` package itself travels with the model."""
 PREDICT_DEFAULTS = {"n": 16, "steps": 20, "seed": 0}
 """Parameters of `predict` and their defaults."""
+QUICK = {"n": 2, "steps": 2, "seed": 0}
+"""Enough to see that a model answers; also the parameters of the input example, which MLflow tries out."""
 
 
 def pip_requirements() -> list[str]:
@@ -129,8 +131,7 @@ def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str,
     import ikddit
     from ikddit.generator import Generator
 
-    quick = {"n": 2, "steps": 2, "seed": 0}
-    output = Generator.load(model_folder).predict_frame(example, **quick)
+    output = Generator.load(model_folder).predict_frame(example, **QUICK)
     info: ModelInfo = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -138,10 +139,10 @@ def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str,
         code_paths=[str(Path(ikddit.__file__).parent)],
         pip_requirements=pip_requirements(),
         signature=signature(output),
-        input_example=(example, PREDICT_DEFAULTS),
+        input_example=(example, QUICK),
         metadata=metadata,
     )
-    again = mlflow.pyfunc.load_model(info.model_uri).predict(example, params=quick)
+    again = mlflow.pyfunc.load_model(info.model_uri).predict(example, params=QUICK)
     if len(again) != len(example):
         raise ModelError(f"the logged model answered {len(example)} wafers with {len(again)} rows")
     return info

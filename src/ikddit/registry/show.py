@@ -56,9 +56,8 @@ def print_versions(rows: list[VersionRow], name: str) -> None:
         cells = [tags.get(column, "-") for column in shown]
         style = "bold" if CHAMPION in row.aliases else None
         table.add_row(str(row.version), ", ".join(row.aliases), *cells, style=style)
-    console = Console()
-    # Into a file or a pipe nothing is cut off; a terminal shows what fits.
-    console.print(table, width=None if console.is_terminal else 200)
+    wide = None if sys.stdout.isatty() else 250  # into a pipe or a file nothing is cut off
+    Console(width=wide).print(table)
 
 
 def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
