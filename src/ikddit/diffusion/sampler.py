@@ -17,7 +17,7 @@ def karras_sigmas(
     """Noise levels from sigma_max down to sigma_min, then 0 (EDM eq. 5).
 
     >>> [round(v, 3) for v in karras_sigmas(3, 0.1, 10.0).tolist()]
-    [10.0, 1.485, 0.1, 0.0]
+    [10.0, 1.451, 0.1, 0.0]
     """
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
