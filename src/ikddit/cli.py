@@ -107,7 +107,9 @@ def validate(
 
 @app.command("generate")
 def generate(
-    records: Annotated[str, typer.Argument(help="Folder of record Parquet files, as `ikddit ingest` writes.")],
+    records: Annotated[
+        str, typer.Argument(help="Folder of record Parquet files, as `ikddit ingest` writes.")
+    ],
     out: Annotated[str, typer.Option(help="Parquet file to write.")] = "forecast.parquet",
     model: Annotated[str, typer.Option(help="Model folder or registry address.")] = "models/student",
     n: Annotated[int, typer.Option(help="Samples per wafer.")] = 16,

@@ -295,7 +295,7 @@ class Generator:
         for row, (values, mask) in enumerate(zip(arrays["prev_map"], arrays["prev_valid"], strict=True)):
             finite = np.isfinite(values.reshape(2, PIXELS)).all(0)
             arrays["prev_valid"][row] = (finite & (mask > 0)).astype(np.uint8)
-        lines = frame["log_lines"] if "log_lines" in frame else [None] * n
+        lines: Any = frame["log_lines"] if "log_lines" in frame else [None] * n
         arrays["log_lines"] = [[] if _missing(value) else [str(line) for line in value] for value in lines]
         for name in ID_FIELDS:
             if name in frame:
