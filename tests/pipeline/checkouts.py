@@ -1,11 +1,22 @@
 """Checkouts to try things in, and commands run in them."""
 
+import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
+NOT_COPIED = ("tests/", "docs/", "benchmarks/", "reports/", "dvc.lock")
+"""No stage needs these; results of the full profile would only stand in the way."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -22,10 +33,57 @@ def run(folder: Path, env: dict[str, str], *command: str, timeout_s: float = 300
     return done.stdout + done.stderr
 
 
+@contextmanager
+def background(command: list[str], env: dict[str, str], log: Path, cwd: Path | None = None) -> Iterator[None]:
+    """Run a server in a process group of its own while the block lasts; its output goes to `log`."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=env, cwd=cwd, stdout=out, stderr=out, start_new_session=True)
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(ready: Callable[[], bool], seconds: float, log: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copy this project as it is now (committed or not) into a new git repository, with the tiny profile."""
+    listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith(NOT_COPIED):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    merge(params, yaml.load(Path(__file__).with_name("tiny.yaml")))
+    yaml.dump(params, folder / "params.yaml")
+    git(folder, "init", "-q")
+    git(folder, "config", "user.name", "test")
+    git(folder, "config", "user.email", "test@example.org")
+    git(folder, "add", "--all")
+    git(folder, "commit", "-qm", "tiny")
+    return folder
+
+
+def merge(values: Any, changes: Any) -> None:
+    for name, change in changes.items():
+        if isinstance(change, dict):
+            merge(values[name], change)
+        else:
+            assert name in values, name
+            values[name] = change
 
 
 def make_toy_checkout(folder: Path) -> Path:

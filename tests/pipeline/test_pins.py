@@ -1,36 +1,13 @@
 """Versions that install together do not always run together (constraints.txt): the failures seen, tried."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 
-from checkouts import ROOT, free_port
+from checkouts import ROOT, background, free_port, wait_until
 from packaging.utils import canonicalize_name
-
-
-@contextmanager
-def background(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_until(ready: Callable[[], bool], seconds: float, log: Path) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.2)
 
 
 def test_a_schedule_fires(tmp_path: Path, clean_env: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ikddit.errors import InputError
@@ -50,6 +50,41 @@ class Container(NamedTuple):
         return ("!" if self.is_zip else "/").join(part for part in (self.path, self.inner, member) if part)
 
 
+class Member(NamedTuple):
+    """A file of a container; for members of a zip also what its directory says about it.
+
+    Args:
+        name: inside the container.
+        offset: of the member in the zip.
+        stored_size: compressed bytes.
+        size: decompressed bytes.
+        crc: checksum of the decompressed bytes.
+        method: compression method.
+        flags: general purpose bits.
+    """
+
+    name: str
+    offset: int = -1
+    stored_size: int = 0
+    size: int = 0
+    crc: int = 0
+    method: int = 0
+    flags: int = 0
+
+    @classmethod
+    def of(cls, info: zipfile.ZipInfo) -> "Member":
+        """Take over an entry of a zip's directory."""
+        return cls(
+            info.filename,
+            info.header_offset,
+            info.compress_size,
+            info.file_size,
+            info.CRC,
+            info.compress_type,
+            info.flag_bits,
+        )
+
+
 def open_zip(handle: BinaryIO, file: str) -> zipfile.ZipFile:
     """Open a zip whose directory is of bearable size (checked before it is read into memory).
 
@@ -84,11 +119,11 @@ def _directory_bytes(handle: BinaryIO) -> int:
 def member_problem(info: zipfile.ZipInfo, file: str) -> InputError | None:
     """Why the name of a zip member is a trick, or None."""
     name = info.filename
-    if name != info.orig_filename or "\\" in name or name[1:2] == ":" or "\0" in name:
+    if name != info.orig_filename or "\\" in name or name[1:2] == ":":
         reason = f"unsafe name {info.orig_filename!r}"
-    elif PurePosixPath(name).is_absolute():
+    elif name.startswith("/"):
         reason = f"absolute name {name!r}"
-    elif ".." in PurePosixPath(name).parts:
+    elif ".." in name.split("/"):
         reason = f"name {name!r} leads outside the zip"
     elif stat.S_ISLNK(info.external_attr >> 16):
         reason = f"{name!r} is a symbolic link"
@@ -97,28 +132,40 @@ def member_problem(info: zipfile.ZipInfo, file: str) -> InputError | None:
     return InputError(file, "path", reason, "write the zip again with plain relative names")
 
 
-def read_member(archive: zipfile.ZipFile, member: str, max_bytes: int, file: str) -> bytes:
-    """Decompress one member, never more than it declares and never more than `max_bytes`.
+def read_member(handle: BinaryIO, member: Member, max_bytes: int, file: str) -> bytes:
+    """Decompress one member of a zip, never more than it declares and never more than `max_bytes`.
+
+    Read here and not by `zipfile`, whose objects around each small member cost more than the member
+    (benchmarks/bench_ingest.py), and which may decompress beyond the declared size.
 
     Raises:
-        InputError: encrypted, too large, of a compression other than deflate, damaged, or missing.
+        InputError: encrypted, too large, of a compression other than deflate, or damaged.
     """
+    _, offset, stored_size, size, crc, method, flags = member
+    if flags & 0x1:
+        raise InputError(file, "zip", "encrypted", "write the zip without a password")
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        reason = f"compression method {method}, expected stored or deflate"
+        raise InputError(file, "zip", reason, "write the zip with deflate")
+    # Deflate enlarges what it cannot compress by less than a thousandth.
+    if max(size, stored_size - stored_size // 1000 - 64) > max_bytes:
+        raise _too_large(file, max(size, stored_size), max_bytes)
     try:
-        info = archive.getinfo(member)
-        if info.flag_bits & 0x1:
-            raise InputError(file, "zip", "encrypted", "write the zip without a password")
-        # bz2 and lzma members cannot be decompressed within a bound.
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            reason = f"compression method {info.compress_type}, expected stored or deflate"
-            raise InputError(file, "zip", reason, "write the zip with deflate")
-        if info.file_size > max_bytes:
-            raise _too_large(file, info.file_size, max_bytes)
-        with archive.open(info) as handle:
-            return handle.read(info.file_size + 1)
-    except KeyError:
-        raise InputError(file, "file", "no longer there", "run again") from None
+        handle.seek(offset)
+        header = handle.read(30)
+        name, extra = struct.unpack("<HH", header[26:30])
+        body = handle.read(name + extra + stored_size)
+        named = member.name.encode("utf-8" if flags & 0x800 else "cp437")
+        if header[:4] != b"PK\x03\x04" or body[:name] != named:
+            raise InputError(file, "zip", "damaged: directory and content do not agree", _AGAIN)
+        data = body[name + extra :]
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except _ZIP_ERRORS as error:
         raise InputError(file, "zip", f"damaged: {error}", _AGAIN) from None
+    if len(data) != size or zlib.crc32(data) != crc:
+        raise InputError(file, "zip", "damaged: wrong length or checksum", _AGAIN)
+    return data
 
 
 def _too_large(file: str, size: int, max_bytes: int) -> InputError:
@@ -134,24 +181,23 @@ class Reader:
         self.root = root
         self.max_bytes = max_bytes
         self._container: Container | None = None
-        self._archive: zipfile.ZipFile | None = None
-        self._handles: list[BinaryIO] = []
+        self._handle: BinaryIO | None = None
 
-    def read(self, container: Container, member: str) -> bytes:
+    def read(self, container: Container, member: Member) -> bytes:
         """Bytes of one file.
 
         Raises:
             InputError: unreadable, too large, or whatever `read_member` refuses.
         """
-        file = container.name(member)
+        file = container.name(member.name)
         if not container.is_zip:
-            return self._read_file(self.root / container.path / member, file)
-        if container != self._container or self._archive is None:
+            return self._read_file(os.path.join(self.root, container.path, member.name), file)
+        if container != self._container:
             self._open(container)
-        assert self._archive is not None
-        return read_member(self._archive, member, self.max_bytes, file)
+        assert self._handle is not None
+        return read_member(self._handle, member, self.max_bytes, file)
 
-    def _read_file(self, path: Path, file: str) -> bytes:
+    def _read_file(self, path: str, file: str) -> bytes:
         try:
             # Non-blocking, so that a pipe in the place of a file cannot hold the run up.
             with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as handle:
@@ -169,21 +215,22 @@ class Reader:
     def _open(self, container: Container) -> None:
         self.close()
         path = self.root / container.path if container.path else self.root
+        name = container.path or self.root.name
         try:
-            self._handles.append(path.open("rb"))
+            self._handle = path.open("rb", buffering=1 << 18)
         except OSError as error:
             raise InputError(
-                container.path, "file", f"not readable: {error.strerror}", "check its permissions"
+                name, "file", f"not readable: {error.strerror}", "check its permissions"
             ) from None
-        archive = open_zip(self._handles[-1], container.path or self.root.name)
         if container.inner:
-            data = read_member(archive, container.inner, self.max_bytes, container.name())
-            archive = open_zip(io.BytesIO(data), container.name())
-        self._container, self._archive = container, archive
+            inner = Member.of(open_zip(self._handle, name).NameToInfo[container.inner])
+            data = read_member(self._handle, inner, self.max_bytes, container.name())
+            self._handle.close()
+            self._handle = io.BytesIO(data)
+        self._container = container
 
     def close(self) -> None:
         """Close what is open; the reader may be used again."""
-        for handle in self._handles:
-            handle.close()
-        self._handles.clear()
-        self._container = self._archive = None
+        if self._handle is not None:
+            self._handle.close()
+        self._container = self._handle = None

@@ -25,22 +25,22 @@ from ikddit.console import log, progress
 from ikddit.errors import GateError, IkdditError, InputError
 from ikddit.mpom.source import Census, Rejection
 from ikddit.mpom.survey import Survey, survey
-from ikddit.mpom.tasks import Job, Outcome, Task, plan, run_task, write_part
+from ikddit.mpom.tasks import ROW_GROUP, Job, Outcome, Task, Worker, part_writer, plan
 from ikddit.mpom.wafer import Clipping
 from ikddit.params import IngestParams
 
-_job: Job | None = None
+_worker: Worker | None = None
 
 
 def _start_worker(job: Job) -> None:
-    global _job
-    _job = job
+    global _worker
+    _worker = Worker(job)
     pa.set_cpu_count(1)
 
 
 def _work(number: int, task: Task) -> Outcome:
-    assert _job is not None
-    return run_task(_job, number, task)
+    assert _worker is not None
+    return _worker.run(number, task)
 
 
 def _outcomes(job: Job, census: Census) -> Iterator[Outcome]:
@@ -49,8 +49,9 @@ def _outcomes(job: Job, census: Census) -> Iterator[Outcome]:
     tasks = enumerate(plan(job, census))
     first = list(itertools.islice(tasks, 2))
     if workers == 1 or len(first) < 2:
+        worker = Worker(job)
         for number, task in itertools.chain(first, tasks):
-            yield run_task(job, number, task)
+            yield worker.run(number, task)
         return
     # Started afresh: forking a process that holds Arrow's threads may hang.
     context = multiprocessing.get_context("spawn")
@@ -138,7 +139,8 @@ class _Collector:
             self._reject(Rejection(source, source, "barcode", reason, "give each exposure its own barcode"))
             self.with_target -= any(table["valid"][row].as_py())
         if keep.any():
-            write_part(table.filter(pa.array(keep)), path)
+            with part_writer(path, table.schema) as writer:
+                writer.write_table(table.filter(pa.array(keep)), row_group_size=ROW_GROUP)
 
     def _reject(self, rejection: Rejection) -> None:
         self.reasons[rejection.field] += 1

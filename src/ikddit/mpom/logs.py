@@ -69,8 +69,13 @@ def strict_json(data: bytes, file: str) -> Any:
         raise InputError(file, "json", str(error), _REWRITE) from None
 
 
-def parse_logs(data: bytes, file: str) -> Logs:
+def parse_logs(data: bytes, file: str, known: list[str] | None = None) -> Logs:
     """Read one logs_<key>.json.
+
+    Args:
+        data: the file's bytes.
+        file: name for messages.
+        known: names of channels that were checked before; a file with the same ones is not checked again.
 
     Raises:
         InputError: names the key that is missing or of the wrong type.
@@ -81,13 +86,15 @@ def parse_logs(data: bytes, file: str) -> Logs:
     value = strict_json(data, file)
     if not isinstance(value, dict):
         raise InputError(file, "json", f"{_kind(value)}, expected an object with `features`", _REWRITE)
-    names = _strings(value, "feature_names", file)
     features = _features(value.get("features"), file)
+    names = value.get("feature_names")
+    if names is None or names != known:
+        names = _strings(value, "feature_names", file)
     if names is not None:
         if len(names) != len(features):
             reason = f"{len(features)} features but {len(names)} feature_names"
             raise InputError(file, "features", reason, _REWRITE)
-        if len(set(names)) != len(names):
+        if names != known and len(set(names)) != len(names):
             raise InputError(file, "feature_names", "a name occurs twice", _REWRITE)
     missing = _strings(value, "missing", file) or []
     if missing and names is not None and (unknown := set(missing).difference(names)):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float
 
 from ikddit.errors import InputError
-from ikddit.mpom.archive import Container, Reader
+from ikddit.mpom.archive import Container, Member, Reader
 from ikddit.mpom.logs import Ids, parse_logs, text_id, utc_time
 from ikddit.mpom.raster import Raster, bin_marks, interpolate
 from ikddit.mpom.record import Record
@@ -69,7 +69,7 @@ def _add_logs(record: Record, container: Container, reader: Reader, layout: Layo
         raise InputError(
             container.name(name), "path", "symbolic link that leads outside the data set", "copy it"
         )
-    data = reader.read(container, name)
+    data = reader.read(container, Member(name))
     logs = parse_logs(data, container.name(name))
     record.log_features = place_features(logs, layout.log_names, container.name(name))
     record.log_lines = logs.lines

@@ -1,6 +1,5 @@
-"""A record in memory, and many of them as one Arrow table in the canonical schema."""
+"""A record in memory, and many of them as an Arrow table in the canonical schema."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,34 +33,65 @@ class Record:
     mark_spread_nm: Float32[np.ndarray, "2 64 64"] | None = None
 
 
-def _stacked(arrays: Sequence[np.ndarray], kind: pa.DataType) -> "pa.Array[Any]":
-    values = np.concatenate(arrays, axis=None)
-    if isinstance(kind, pa.FixedSizeListType):
-        return pa.FixedSizeListArray.from_arrays(pa.array(values), kind.list_size).cast(kind)
-    return pa.array([a.reshape(-1) for a in arrays], kind)
+class RecordBuffer:
+    """Collects records and gives them as one table; its map buffers are allocated once and used again.
+
+    Fresh buffers of this size come from the system page by page, which costs more than decoding into them.
+    """
+
+    def __init__(self, capacity: int, schema: pa.Schema) -> None:
+        """Take up to `capacity` records of `schema` (from `record_schema`) at a time."""
+        self._capacity, self._schema = capacity, schema
+        self._records: list[Record] = []
+        self._maps: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Records collected since the last `take`."""
+        return len(self._records)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `take` must come before the next `add`."""
+        return len(self._records) == self._capacity
+
+    def add(self, record: Record) -> None:
+        """Copy a record's maps into the buffers."""
+        row = len(self._records)
+        for name in _MAPS:
+            values = getattr(record, name)
+            if name not in self._maps:
+                self._maps[name] = np.empty((self._capacity, values.size), values.dtype)
+            self._maps[name][row] = values.reshape(-1)
+            setattr(record, name, None)
+        self._records.append(record)
+
+    def take(self) -> pa.Table:
+        """All records since the last `take`; the table is valid until the next `add`."""
+        records, self._records = self._records, []
+        count = len(records)
+        columns: dict[str, Any] = {
+            "barcode": [r.barcode for r in records],
+            **{name: [r.ids.get(name) for r in records] for name in _IDS},
+            "public_id": [r.public_id for r in records],
+            "log_lines": [r.log_lines for r in records],
+            "log_features": [r.log_features for r in records],
+            "mark_count": [None if r.mark_count is None else r.mark_count.reshape(-1) for r in records],
+            "mark_spread_nm": [
+                None if r.mark_spread_nm is None else r.mark_spread_nm.reshape(-1) for r in records
+            ],
+            "source": [r.source for r in records],
+            "sha256": [r.sha256 for r in records],
+        }
+        arrays: list["pa.Array[Any]"] = []
+        for field in self._schema:
+            if field.name in self._maps:
+                buffer = self._maps[field.name][:count]
+                flat = pa.array(buffer.reshape(-1))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, buffer.shape[1]).cast(field.type))
+            else:
+                arrays.append(pa.array(columns[field.name], field.type))
+        return pa.Table.from_arrays(arrays, schema=self._schema)
 
 
-def records_table(records: Sequence[Record], schema: pa.Schema) -> pa.Table:
-    """Put records into one table of `schema` (from `record_schema`), in their order."""
-    columns: dict[str, Any] = {
-        "barcode": [r.barcode for r in records],
-        **{
-            n: [r.ids.get(n) for r in records]
-            for n in ("lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at")
-        },
-        "public_id": [r.public_id for r in records],
-        "log_lines": [r.log_lines for r in records],
-        "mark_count": [None if r.mark_count is None else r.mark_count.reshape(-1) for r in records],
-        "mark_spread_nm": [
-            None if r.mark_spread_nm is None else r.mark_spread_nm.reshape(-1) for r in records
-        ],
-        "source": [r.source for r in records],
-        "sha256": [r.sha256 for r in records],
-    }
-    arrays: list["pa.Array[Any]"] = []
-    for field in schema:
-        if field.name in columns:
-            arrays.append(pa.array(columns[field.name], field.type))
-        else:
-            arrays.append(_stacked([getattr(r, field.name) for r in records], field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+_MAPS = ("prev_map", "prev_valid", "map", "valid")
+_IDS = ("lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at")

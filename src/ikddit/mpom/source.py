@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ikddit.errors import InputError
-from ikddit.mpom.archive import Container, member_problem, open_zip, read_member
+from ikddit.mpom.archive import Container, Member, member_problem, open_zip, read_member
 
 ROLES = ("overlay_prev", "overlay", "logs", "id", "maps")
 """What the files of an item are; also the order in which their bytes are hashed."""
@@ -52,14 +52,14 @@ class RawItem:
         container: where they lie.
         folder: folder inside a zip ("" at its top, and for folders on disk).
         key: what stands between a file's prefix and its extension; may be empty.
-        members: role (see `ROLES`) -> name inside the container.
+        members: role (see `ROLES`) -> file inside the container.
         rejection: why the item cannot be read at all.
     """
 
     container: Container
     folder: str
     key: str
-    members: dict[str, str] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
     rejection: Rejection | None = None
 
     @property
@@ -146,7 +146,7 @@ def _walk_folder(root: Path, path: str, max_member_bytes: int, census: Census) -
         reason = f"folder not readable: {error.strerror}"
         yield _refuse(container, InputError(path or ".", "file", reason, "check its permissions"))
         return
-    names: list[str] = []
+    files: list[Member] = []
     archives: list[str] = []
     folders: list[str] = []
     problems: dict[str, InputError] = {}
@@ -170,8 +170,8 @@ def _walk_folder(root: Path, path: str, max_member_bytes: int, census: Census) -
             elif suffix in TABLE_SUFFIXES and problem is not None:
                 census.refused_tables.append(Rejection.of(problem.file, problem))
             else:
-                names.append(entry.name)
-    yield from _group(container, "", names, problems, census)
+                files.append(Member(entry.name))
+    yield from _group(container, "", files, problems, census)
     for name in archives:
         inner = Container(container.name(name), is_zip=True)
         if name in problems:
@@ -198,12 +198,13 @@ def _entry_problem(root: Path, entry: os.DirEntry[str], name: str) -> InputError
 
 
 def _group(
-    container: Container, folder: str, names: list[str], problems: dict[str, InputError], census: Census
+    container: Container, folder: str, files: list[Member], problems: dict[str, InputError], census: Census
 ) -> Iterator[RawItem]:
-    """Put the files of one folder together by key; `names` are full names inside the container."""
-    items: dict[str, dict[str, str]] = {}
+    """Put the files of one folder together by key; their names are full names inside the container."""
+    items: dict[str, dict[str, Member]] = {}
     refused: dict[str, InputError] = {}
-    for name in names:
+    for member in files:
+        name = member.name
         problem = problems.get(name)
         kind = classify(name.rpartition("/")[2])
         if kind is None:
@@ -215,9 +216,9 @@ def _group(
         role, key = kind
         members = items.setdefault(key, {})
         if role in members:
-            reason = f"{members[role]} and {name} are both {role} of key {key!r}"
+            reason = f"{members[role].name} and {name} are both {role} of key {key!r}"
             problem = InputError(container.name(name), "path", reason, "keep one of them")
-        members[role] = name
+        members[role] = member
         if problem is not None:
             refused.setdefault(key, problem)
     for key in sorted(items):
@@ -252,39 +253,41 @@ def _walk_zip(
     except InputError as error:
         yield _refuse(container, error)
         return
-    folders, archives, problems = _sort_members(archive, container, file, census)
+    folders, archives, problems = _sort_members(archive.filelist, container, file, census)
     found = False
     for folder in sorted(folders):
         for item in _group(container, folder, folders[folder], problems, census):
             found = True
             yield item
-    for name in archives:
+    for member in archives:
         found = True
-        problem = problems.get(name)
+        name = f"{file}!{member.name}"
+        problem = problems.get(member.name)
         if container.inner and problem is None:
-            problem = InputError(
-                f"{file}!{name}", "zip", "third zip inside one another", "unpack the outer one"
-            )
-        if problem is not None:
-            yield _refuse(container, problem, name)
+            problem = InputError(name, "zip", "third zip inside one another", "unpack the outer one")
+        inner = Container(container.path, True, member.name)
+        try:
+            if problem is not None:
+                raise problem
+            data = io.BytesIO(read_member(handle, member, max_member_bytes, name))
+        except InputError as error:
+            yield _refuse(container, error, member.name)
         else:
-            yield from _walk_inner(
-                archive, Container(container.path, True, name), file, max_member_bytes, census
-            )
+            yield from _walk_zip(data, inner, name, max_member_bytes, census)
     if not found:
         reason = "holds no overlay_prev*.png, logs*.json or id*.txt"
         yield _refuse(container, InputError(file, "zip", reason, "remove it or write it again"))
 
 
 def _sort_members(
-    archive: zipfile.ZipFile, container: Container, file: str, census: Census
-) -> tuple[dict[str, list[str]], list[str], dict[str, InputError]]:
-    """Names by folder, names of zips, and problems by name."""
-    folders: dict[str, list[str]] = {}
-    archives: list[str] = []
+    infos: list[zipfile.ZipInfo], container: Container, file: str, census: Census
+) -> tuple[dict[str, list[Member]], list[Member], dict[str, InputError]]:
+    """Files by folder, zips, and problems by name."""
+    folders: dict[str, list[Member]] = {}
+    archives: list[Member] = []
     problems: dict[str, InputError] = {}
-    times = Counter(info.filename for info in archive.filelist)
-    for info in sorted(archive.filelist, key=lambda info: info.filename):
+    times = Counter(info.filename for info in infos)
+    for info in sorted(infos, key=lambda info: info.filename):
         name = info.filename
         if info.is_dir() or name in problems:
             continue
@@ -299,19 +302,7 @@ def _sort_members(
             if container.path or container.inner or folder.count("/") > 0:
                 census.descriptions.append(container.name(name))
         elif base.lower().endswith(".zip"):
-            archives.append(name)
+            archives.append(Member.of(info))
         else:
-            folders.setdefault(folder, []).append(name)
+            folders.setdefault(folder, []).append(Member.of(info))
     return folders, archives, problems
-
-
-def _walk_inner(
-    archive: zipfile.ZipFile, container: Container, file: str, max_member_bytes: int, census: Census
-) -> Iterator[RawItem]:
-    name = f"{file}!{container.inner}"
-    try:
-        data = read_member(archive, container.inner, max_member_bytes, name)
-    except InputError as error:
-        yield _refuse(container, error)
-    else:
-        yield from _walk_zip(io.BytesIO(data), container, name, max_member_bytes, census)

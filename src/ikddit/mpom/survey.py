@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ikddit.errors import InputError
-from ikddit.mpom.archive import Reader, open_zip
+from ikddit.mpom.archive import Member, Reader, open_zip, read_member
 from ikddit.mpom.logs import parse_logs, strict_json
 from ikddit.mpom.source import DESCRIPTION, TABLE_SUFFIXES, Census, RawItem, walk
 from ikddit.mpom.tables import check_aliases
@@ -133,8 +133,6 @@ def read_description(root: Path, max_bytes: int) -> dict[str, Any]:
 
 def _description_in_zip(root: Path, max_bytes: int) -> bytes | None:
     """dataset.json at the top of a zip, or in the one folder at its top."""
-    from ikddit.mpom.archive import read_member
-
     with root.open("rb") as handle, open_zip(handle, root.name) as archive:
         names = [n for n in archive.namelist() if n.rpartition("/")[2] == DESCRIPTION and n.count("/") <= 1]
         if len(names) > 1 and DESCRIPTION in names:
@@ -143,7 +141,7 @@ def _description_in_zip(root: Path, max_bytes: int) -> bytes | None:
             return None
         if len(names) > 1:
             raise InputError(root.name, DESCRIPTION, f"several data sets: {names}", "make one zip of each")
-        return read_member(archive, names[0], max_bytes, f"{root.name}!{names[0]}")
+        return read_member(handle, Member.of(archive.getinfo(names[0])), max_bytes, f"{root.name}!{names[0]}")
 
 
 def check_description(
@@ -227,7 +225,7 @@ def _common_names(root: Path, items: list[RawItem], max_bytes: int) -> list[str]
         if item.rejection is None and "logs" in item.members:
             try:
                 member = item.members["logs"]
-                logs = parse_logs(reader.read(item.container, member), item.container.name(member))
+                logs = parse_logs(reader.read(item.container, member), item.container.name(member.name))
             except InputError:
                 continue  # is met again, and quarantined, when the item is read
             names = logs.names or [f"feature_{i:03d}" for i in range(len(logs.features))]

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from jaxtyping import Float32, UInt8
 
 from ikddit.errors import InputError
 from ikddit.mpom import encoding
-from ikddit.mpom.archive import Reader, read_member
+from ikddit.mpom.archive import Member, Reader, open_zip, read_member
 from ikddit.mpom.logs import Logs, parse_logs, parse_public_id
 from ikddit.mpom.record import Record
 from ikddit.mpom.schema import CHANNELS, MAP_SIZE, Units
@@ -72,8 +71,8 @@ def read_wafer(item: RawItem, reader: Reader, layout: Layout, clipping: Clipping
     wanted = [role for role in ROLES if role != "overlay" or layout.has_target or role in item.members]
     _check_partners(item, layout)
     raw = {role: reader.read(item.container, item.members[role]) for role in wanted if role in item.members}
-    files = {role: item.container.name(name) for role, name in item.members.items()}
-    logs = parse_logs(raw["logs"], files["logs"])
+    files = {role: item.container.name(member.name) for role, member in item.members.items()}
+    logs = parse_logs(raw["logs"], files["logs"], layout.log_names)
     features = place_features(logs, layout.log_names, files["logs"])
     ids = logs.ids or {}
     if "id" not in raw and logs.ids is None:
@@ -160,17 +159,15 @@ def _read_map(data: bytes, file: str, layout: Layout, clipping: Clipping) -> Map
 def _read_npz(data: bytes, file: str, max_bytes: int, layout: Layout) -> dict[str, Map]:
     """Float maps; each member's header is checked before numpy allocates what it promises."""
     arrays: dict[str, np.ndarray] = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            present = set(archive.namelist())
-            for name, shape in _NPZ_SHAPES.items():
-                if f"{name}.npy" not in present and not (name in ("map", "valid") and not layout.has_target):
-                    raise InputError(file, f"maps.{name}", "missing", "write the npz again")
-                if f"{name}.npy" in present:
-                    member = io.BytesIO(read_member(archive, f"{name}.npy", max_bytes, file))
-                    arrays[name] = _read_npy(member, name, shape, file)
-    except zipfile.BadZipFile as error:
-        raise InputError(file, "maps", f"damaged npz: {error}", "write the npz again") from None
+    handle = io.BytesIO(data)
+    directory = open_zip(handle, file).NameToInfo
+    for name, shape in _NPZ_SHAPES.items():
+        info = directory.get(f"{name}.npy")
+        if info is not None:
+            member = io.BytesIO(read_member(handle, Member.of(info), max_bytes, file))
+            arrays[name] = _read_npy(member, name, shape, file)
+        elif layout.has_target or name.startswith("prev_"):
+            raise InputError(file, f"maps.{name}", "missing", "write the npz again")
     maps: dict[str, Map] = {}
     for name, mask in (("prev_map", "prev_valid"), ("map", "valid")):
         if name not in arrays or mask not in arrays:

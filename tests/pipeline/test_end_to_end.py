@@ -1,0 +1,141 @@
+"""The real pipeline on the tiny profile: a few minutes that say the house stands."""
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from checkouts import background, copy_checkout, free_port, git, run, wait_until
+
+Env = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, clean_env: Env) -> Path:
+    """A checkout in which `dvc repro` has run, with its metrics committed."""
+    folder = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    run(folder, clean_env, "dvc", "repro", timeout_s=900)
+    git(folder, "add", "--all")
+    git(folder, "commit", "-qm", "first result")
+    return folder
+
+
+def in_store(checkout: Path, env: Env, code: str) -> str:
+    """Run code that finds the checkout's store as `client` and its runs, oldest first, as `runs`."""
+    head = (
+        "from ikddit.registry.store import locate_store, open_store\n"
+        "client, experiment = open_store(locate_store(), 'ikddit')\n"
+        "runs = client.search_runs([experiment], order_by=['attributes.start_time'])\n"
+    )
+    command = [sys.executable, "-c", head + code]
+    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_metrics_and_plots_are_in_git_and_data_and_models_are_not(checkout: Path) -> None:
+    tracked = git(checkout, "ls-files").splitlines()
+    assert {
+        "dvc.lock",
+        "reports/evaluation/metrics.json",
+        "reports/train/curves.csv",
+        "reports/registration.json",
+    } <= set(tracked)
+    assert not [path for path in tracked if path.startswith(("data/", "models/", "mlruns/", "mlflow"))]
+    assert (checkout / "data" / "prepared" / "train.arrow").is_file()
+
+
+def test_no_committed_file_names_a_folder_of_this_machine(checkout: Path) -> None:
+    written = [checkout / "dvc.lock", *(checkout / "reports").rglob("*.json")]
+    assert [str(path) for path in written if str(checkout) in path.read_text()] == []
+
+
+def test_registered_version_loads_in_another_folder_with_its_own_code_and_predicts(
+    checkout: Path, clean_env: Env, tmp_path: Path
+) -> None:
+    code = (
+        "import mlflow\n"
+        "model = mlflow.pyfunc.load_model('models:/ikddit@champion')\n"
+        "forecast = model.predict(model.input_example, params={'n': 2, 'steps': 2})\n"
+        "import ikddit\n"
+        "print(len(forecast), len(forecast['mean'][0]), ikddit.__file__)"
+    )
+    env = clean_env | {"MLFLOW_TRACKING_URI": f"sqlite:///{checkout / 'mlflow.db'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    wafers, pixels, origin = done.stdout.split()
+    assert (int(wafers), int(pixels)) == (2, 2 * 64 * 64)
+    assert Path(origin).is_relative_to(checkout / "mlruns")
+
+
+def test_registered_version_is_served_over_http(checkout: Path, clean_env: Env, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "serve.log"
+    env = clean_env | {"MLFLOW_TRACKING_URI": f"sqlite:///{checkout / 'mlflow.db'}"}
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/ikddit@champion"]
+    serve += ["--env-manager", "local", "--port", str(port)]
+    example = next((checkout / "mlruns").rglob("serving_input_example.json")).read_bytes()
+
+    def up() -> bool:
+        try:
+            return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).status == 200)
+        except OSError:
+            return False
+
+    with background(serve, env, log, cwd=tmp_path):
+        wait_until(up, 120, log)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", example, {"Content-Type": "application/json"}
+        )
+        answer = json.load(urllib.request.urlopen(request, timeout=120))
+    assert len(answer["predictions"]) == 2
+    assert answer["predictions"][0]["m3s_x_nm"] > 0
+
+
+def test_second_repro_runs_nothing_but_a_look_at_the_registry(checkout: Path, clean_env: Env) -> None:
+    before = git(checkout, "status", "--porcelain")
+    said = run(checkout, clean_env, "dvc", "repro")
+    assert re.findall(r"Running stage '([\w@]+)'", said) == ["register"]
+    assert in_store(checkout, clean_env, "print(len(runs))") == "1"
+    assert git(checkout, "status", "--porcelain") == before
+
+
+def test_experiments_in_clones_share_the_store_and_leave_the_workspace_alone(
+    checkout: Path, clean_env: Env
+) -> None:
+    before = git(checkout, "status", "--porcelain")
+    run(checkout, clean_env, "dvc", "exp", "run", "--queue", "-n", "queued", "-S", "mask_ratio=0.7")
+    run(checkout, clean_env, "dvc", "exp", "run", "--run-all", timeout_s=600)
+    # Every stage of this one comes from the cache: it must be in MLflow all the same.
+    run(checkout, clean_env, "dvc", "exp", "run", "--temp", "-n", "cached", "-S", "mask_ratio=0.7")
+    assert git(checkout, "status", "--porcelain") == before
+    code = (
+        "print([(r.data.params['mask_ratio'], r.data.tags.get('dvc_exp_name'), r.info.status) for r in runs])"
+    )
+    assert in_store(checkout, clean_env, code) == str(
+        [("0.5", None, "FINISHED"), ("0.7", "queued", "FINISHED"), ("0.7", "cached", "FINISHED")]
+    )
+    versions = "print([v.version for v in client.search_model_versions(\"name = 'ikddit'\")])"
+    assert len(json.loads(in_store(checkout, clean_env, versions).replace("'", '"'))) == 2
+    shown = run(checkout, clean_env, "dvc", "exp", "show", "--csv")
+    assert "queued" in shown
+    assert "cached" in shown
+    changes = json.loads(run(checkout, clean_env, "dvc", "metrics", "diff", "HEAD", "queued", "--json"))
+    assert "rmse_nm" in changes["reports/evaluation/metrics.json"]
+
+
+def test_unknown_parameter_is_refused(checkout: Path, clean_env: Env) -> None:
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "-S", "mask_ration=0.7"]
+    done = subprocess.run(command, cwd=checkout, env=clean_env, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "mask_ration" in done.stderr
+
+
+def test_plots_page_needs_no_network(checkout: Path, clean_env: Env) -> None:
+    page = Path(run(checkout, clean_env, "pipelines.plots").split()[-1])
+    assert "reports_train_curves_csv" in page.read_text()
+    assert '<script src="vega.js">' in page.read_text()
+    assert "vegaEmbed" in (page.parent / "vega.js").read_text()
+    assert git(checkout, "status", "--porcelain", "dvc_plots") == ""
