@@ -5,6 +5,8 @@
 
 import argparse
 import json
+import signal
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,10 @@ def main() -> None:
     """Parse the command line and run the flow once."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.reproduce", description=__doc__)
     parser.add_argument("--force", action="store_true", help="run every stage, changed or not")
-    reproduce(force=parser.parse_args().force)
+    arguments = parser.parse_args()
+    # A plain SIGTERM would end this process at once and leave the stage running in its own process group.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    reproduce(force=arguments.force)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from checkouts import ROOT, run
+from checkouts import ROOT, run, wait_until
 
 
 def test_stages_come_from_dvc_yaml_in_an_order_that_can_be_run() -> None:
@@ -23,6 +27,29 @@ def test_flow_runs_every_stage_without_a_server_or_an_activated_environment(
     run(toy_checkout, bare, "pipelines.reproduce")
     assert "seed: 3" in (toy_checkout / "reports" / "registration.json").read_text()
     assert (toy_checkout / ".prefect" / "prefect.db").is_file()
+
+
+def test_stopping_the_flow_stops_the_running_stage(toy_checkout: Path, clean_env: dict[str, str]) -> None:
+    run(toy_checkout, clean_env, "dvc", "init", "-q")
+    (toy_checkout / "toy_stage.py").write_text(
+        "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'stage.pid'); time.sleep(300)"
+    )
+    log = toy_checkout / "flow.log"
+    with log.open("wb") as out:
+        flow = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.reproduce"],
+            cwd=toy_checkout,
+            env=clean_env,
+            stdout=out,
+            stderr=out,
+        )
+    wait_until((toy_checkout / "stage.pid").exists, 150, log)
+    stage = int((toy_checkout / "stage.pid").read_text())
+    assert psutil.pid_exists(stage)
+    flow.send_signal(signal.SIGTERM)
+    flow.wait(60)
+    wait_until(lambda: not psutil.pid_exists(stage), 30, log)
+    assert flow.returncode != 0
 
 
 def test_wrong_params_stop_the_flow_before_any_stage(toy_checkout: Path) -> None:
