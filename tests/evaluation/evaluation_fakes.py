@@ -29,13 +29,14 @@ def make_split(
     count: int,
     hours: Sequence[float] | np.ndarray | None = None,
     lots: Sequence[str | None] | None = None,
+    barcodes: Sequence[str] | None = None,
     **arrays: np.ndarray,
 ) -> PreparedSplit:
     """A split of `count` wafers; arrays not given are zero, masks not given are the usable wafer."""
     schema = prepared_schema(CHANNELS, LINES, 2)
     hours = np.arange(count) if hours is None else np.asarray(hours)
     text: dict[str, pa.Array] = {
-        "barcode": pa.array([f"W{i:04d}" for i in range(count)]),
+        "barcode": pa.array(barcodes if barcodes is not None else [f"W{i:04d}" for i in range(count)]),
         "lot_id": pa.array(lots if lots is not None else [f"L{i // 10:03d}" for i in range(count)]),
         "slot": pa.array([i % 10 for i in range(count)], pa.int16()),
         "exposed_at": pa.array((hours * 3.6e9).astype(np.int64), pa.timestamp("us", tz="UTC")),

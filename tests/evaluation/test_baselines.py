@@ -9,7 +9,9 @@ from ikddit.evaluation.ewma import ewma_forecasts
 from ikddit.evaluation.features import IdFeatures, LogFeatures, MapCodes
 from ikddit.evaluation.table import baseline_table
 from ikddit.overlay import kpi
-from ikddit.params import BaselineParams
+from ikddit.params import BaselineParams, SimulateParams
+from ikddit.simulator.constants import SIMULATOR_VERSION, Fab
+from ikddit.simulator.wafers import draw_lots, lot_numbers
 
 SETTINGS = BaselineParams(
     ewma_lambda=0.25, metrology_delay_h=12.0, components=20, ridge_alphas=[1.0, 10.0, 100.0]
@@ -257,3 +259,30 @@ def test_the_table_does_without_a_split_of_unseen_combinations(fab: dict) -> Non
     table = baseline_table(fab, ZERO_MAP, {}, SETTINGS, wafers=10, tau_nm=2.0)
     assert "test_unseen" not in table
     assert "ome_2" in table["test"]["zero"]
+
+
+@pytest.mark.parametrize("unflagged", [False, True])
+def test_the_oracle_stands_at_the_floor_of_simulated_data(fab: dict, unflagged: bool) -> None:
+    params = SimulateParams(lots=6, days=60.0, unflagged_flyers=unflagged)
+    drawn = draw_lots(Fab.build(params.fab_seed), params, list(lot_numbers(params)))
+    count = len(drawn)
+    test = make_split(
+        count,
+        barcodes=drawn.barcode,
+        ids=np.zeros((count, 10)),
+        map=drawn.map * drawn.valid[:, None],
+        valid=drawn.valid,
+    )
+    dataset = {"seeds": params.model_dump(), "simulator_version": SIMULATOR_VERSION}
+    table = baseline_table({**fab, "test": test}, ZERO_MAP, dataset, SETTINGS, wafers=40, tau_nm=1.5)
+    oracle = table["test"]["oracle"]
+    assert table["test"]["n"] == 40
+    assert oracle["rmse_nm"] < table["test"]["zero"]["rmse_nm"]
+    if unflagged:  # the simulator's law does not hold for flyers, so no floor is claimed
+        assert "floor_rmse_nm" not in table
+        assert "unflagged" in table["not_computed"]["floor"]
+    else:
+        assert oracle["rmse_nm"] == pytest.approx(table["floor_rmse_nm"], rel=0.06)
+        assert oracle["ome_1p5"] == pytest.approx(table["floor_ome_1p5"], abs=0.015)
+        assert oracle["m3s_error_sampled_nm"] < oracle["m3s_error_nm"]
+        assert table["floor_rmse_nm"] == table["test"]["floor_rmse_nm"]

@@ -48,6 +48,8 @@ def baseline_table(
     not_computed = baselines.unavailable()
     if "seeds" not in dataset:
         not_computed["oracle"] = "the data are not simulated: no exact floor is known"
+    elif dataset["seeds"].get("unflagged_flyers"):
+        not_computed["floor"] = "flyers were left unflagged: the simulator's law does not hold for them"
     history = [split for split in splits.values() if len(split)]
     table: dict[str, Any] = {}
     for split_name in ("test", "test_unseen"):
