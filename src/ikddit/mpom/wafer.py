@@ -68,9 +68,8 @@ def read_wafer(item: RawItem, reader: Reader, layout: Layout, clipping: Clipping
     Raises:
         InputError: the item cannot be used; names file, field, reason and remedy.
     """
-    wanted = [role for role in ROLES if role != "overlay" or layout.has_target or role in item.members]
     _check_partners(item, layout)
-    raw = {role: reader.read(item.container, item.members[role]) for role in wanted if role in item.members}
+    raw = {role: reader.read(item.container, item.members[role]) for role in ROLES if role in item.members}
     files = {role: item.container.name(member.name) for role, member in item.members.items()}
     logs = parse_logs(raw["logs"], files["logs"], layout.log_names)
     features = place_features(logs, layout.log_names, files["logs"])
@@ -80,9 +79,10 @@ def read_wafer(item: RawItem, reader: Reader, layout: Layout, clipping: Clipping
         raise InputError(f"{item.name}: id*.txt", "id", reason, "add it (one whole number below 1000)")
     public_id = parse_public_id(raw["id"], files["id"]) if "id" in raw else None
     prev = _read_map(raw["overlay_prev"], files["overlay_prev"], layout, clipping)
-    target = _absent(layout.units)
     if "overlay" in raw:
         target = _read_map(raw["overlay"], files["overlay"], layout, clipping)
+    else:
+        target = _absent(layout.units)
     if "maps" in raw and layout.scale_nm is not None:
         floats = _read_npz(raw["maps"], files["maps"], reader.max_bytes, layout)
         _check_agreement(floats["prev_map"], prev, layout, files["maps"], "prev_map")
@@ -101,7 +101,7 @@ def read_wafer(item: RawItem, reader: Reader, layout: Layout, clipping: Clipping
         map=target[0],
         valid=target[1],
         source=item.name,
-        sha256=hashlib.sha256(b"".join(raw[role] for role in ROLES if role in raw)).hexdigest(),
+        sha256=hashlib.sha256(b"".join(raw.values())).hexdigest(),
     )
 
 
