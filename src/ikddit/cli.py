@@ -122,3 +122,60 @@ def generate(
 
     count = Generator.load(model).write_forecast(records, out, n, steps, seed, limit_nm)
     typer.echo(f"{count} wafers -> {out}")
+
+
+@app.command("ingest")
+def ingest_command(
+    path: Annotated[
+        Path, typer.Argument(help="MPOM folder, zip of one, mark table, or folder of mark tables.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for records/, quarantine/ and ingest.json.")] = Path(
+        "ingested"
+    ),
+    params: Annotated[Path | None, typer.Option(help="Take section `ingest` of this params.yaml.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="auto, mpom or marks.")] = None,
+    scale_nm: Annotated[
+        float | None, typer.Option(help="PNG scale of a folder without dataset.json.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels per side of the PNGs.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; 0 takes all cores.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Mark tables: canonical=name in the file; may be repeated.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Mark tables: nm or um.")] = None,
+    sign: Annotated[
+        str | None, typer.Option(help="Mark tables: current_minus_previous or previous_minus_current.")
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Mark tables: wafer or field.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Mark tables: column delimiter.")] = None,
+    interpolate: Annotated[
+        bool | None, typer.Option("--interpolate/--no-interpolate", help="Mark tables: fill gaps.")
+    ] = None,
+) -> None:
+    """Read raw overlay data into canonical records; what cannot be used goes to quarantine with its reason."""
+    from ikddit.errors import ParamsError
+    from ikddit.mpom.ingest import ingest
+    from ikddit.mpom.summary import print_report
+    from ikddit.params import load_params, parse_params
+
+    section = load_params(params).ingest.model_dump() if params else {"marks": {}}
+    given = {"format": format_, "scale_nm": scale_nm, "image_size": image_size, "workers": workers}
+    section |= {key: value for key, value in given.items() if value is not None}
+    marks = {
+        "unit": unit,
+        "sign": sign,
+        "reference": reference,
+        "delimiter": delimiter,
+        "interpolate": interpolate,
+    }
+    section["marks"] |= {key: value for key, value in marks.items() if value is not None}
+    for pair in column or []:
+        name, equals, alias = pair.partition("=")
+        if not equals:
+            raise ParamsError(
+                f"--column {pair}: expected canonical=name in the file, for example wafer_x_mm=X"
+            )
+        section["marks"].setdefault("columns", {})[name.strip()] = alias
+    settings = parse_params({"ingest": section}, "ikddit ingest").ingest
+    report = ingest(path, out / "records", out / "quarantine", out / "ingest.json", settings)
+    print_report(report, out)
