@@ -244,3 +244,26 @@ def test_alias_and_name_come_from_params(workspace: Path, store: Store) -> None:
     register(params, workspace, store)
     found = MlflowClient(store.uri).get_registered_model("overlay-n3")
     assert {name: int(version) for name, version in found.aliases.items()} == {"champion": 1, "night": 1}
+
+
+def test_requirements_are_what_the_generator_imports() -> None:
+    import sys
+    from importlib.metadata import packages_distributions
+
+    import grimp
+
+    from ikddit.registry.package import REQUIREMENTS
+
+    graph = grimp.build_graph("ikddit", include_external_packages=True, cache_dir=None)
+    needed, todo = set(), {"ikddit.generator", "ikddit.registry.pyfunc_model"}
+    while todo:
+        module = todo.pop()
+        if module not in needed and module != "ikddit":
+            needed.add(module)
+            if module.startswith("ikddit."):
+                todo |= graph.find_modules_directly_imported_by(module)
+    packages = {name for name in needed if not name.startswith("ikddit")} - sys.stdlib_module_names
+    owners = packages_distributions()
+    assert {name for name in packages if not set(owners[name]) & set(REQUIREMENTS)} == set()
+    provided = {owner for name in packages for owner in owners[name]}
+    assert set(REQUIREMENTS) - provided == set()

@@ -20,12 +20,10 @@ REQUIREMENTS = (
     "numpy",
     "pandas",
     "pyarrow",
-    "pydantic",
     "safetensors",
+    "diffusers",
     "jaxtyping",
-    "scipy",
     "rich",
-    "ruamel.yaml",
 )
 """What serving needs besides Python; the `ikddit` package itself travels with the model."""
 PREDICT_DEFAULTS = {"n": 16, "steps": 20, "seed": 0}
