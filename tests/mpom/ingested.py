@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -40,3 +41,9 @@ def read_back(out: Path) -> Ingested:
     report = json.loads((out / "report.json").read_text())
     tables = [pq.read_table(part) for part in parts]
     return Ingested(report, pa.concat_tables(tables), [json.loads(line) for line in lines], out)
+
+
+def maps_of(records: pa.Table, name: str) -> np.ndarray:
+    """A map column as (wafers, channels, 64, 64)."""
+    flat = records[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(records), -1, 64, 64)
