@@ -223,7 +223,8 @@ OVERLAY, POSITION = ["ovl_x_nm", "ovl_y_nm"], ["wafer_x_mm", "wafer_y_mm"]
     ("change", "field", "reason"),
     [
         (scaled(OVERLAY, 1e-3), "unit", "below 0.01"),
-        (scaled(OVERLAY, 1e3), "unit", "above 1000"),
+        (scaled(OVERLAY, 1e3), "unit", "more than any overlay"),
+        (scaled(OVERLAY, 1e4), "unit", "above 1000"),
         (scaled(OVERLAY, 0.0), "unit", "below 0.01"),
         (swap("wafer_x_mm", "ovl_x_nm"), "ovl_x_nm", "median |ovl_x|"),
         (swap("wafer_y_mm", "ovl_y_nm"), "ovl_y_nm", "median |ovl_y|"),

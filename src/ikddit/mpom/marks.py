@@ -226,7 +226,10 @@ def _check_overlay(
     for name, values, position in (("x", ovl[0], x), ("y", ovl[1], y)):
         size, reach = float(np.median(np.abs(values))), float(np.median(np.abs(position)))
         if size > _POSITION_LIKE_NM and size > reach:
-            reason = f"median |ovl_{name}| is {size:.4g} while median |wafer_{name}| is {reach:.4g} mm"
+            if size > WAFER_RADIUS_MM:
+                reason = f"median |ovl_{name}| is {size:.4g} nm, more than any overlay"
+                raise InputError(item, "unit", reason, "nm declared as um? See ingest.marks.unit")
+            reason = f"median |ovl_{name}| is {size:.4g} nm while median |wafer_{name}| is {reach:.4g} mm"
             remedy = f"position and overlay columns look swapped; {_CHECK_COLUMNS}"
             raise InputError(item, f"ovl_{name}_nm", reason, remedy)
 
