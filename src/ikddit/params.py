@@ -32,7 +32,7 @@ class SimulateParams(Section):
     """Fab constants: scanners, reticles, chambers, drift rates."""
     sample_seed: int = Field(0, ge=0)
     """Wafers drawn from that fab."""
-    lots: int = Field(480, ge=1, le=1_000_000)
+    lots: int = Field(640, ge=1, le=1_000_000)
     """Lots of 25 wafers in the time window."""
     from_day: float = Field(0.0, ge=0.0)
     days: float = Field(365.0, gt=0.0, le=3650.0)

@@ -13,7 +13,7 @@ from ikddit.networks.mean import MeanConfig, SpotLine, interaction_columns, spot
 from ikddit.params import parse_params
 from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.loop import Trainer, TrainingData, draw_batch
-from ikddit.training.mean import _out_of_fold, _ridge, _screen, _splat, located_lines
+from ikddit.training.mean import _crossed_columns, _out_of_fold, _ridge, _screen, _splat, located_lines
 from ikddit.training.objective import compute_terms
 
 SIZES = (2, 3, 3, 3, 3, 2, 3, 3, 3, 3)
@@ -154,9 +154,22 @@ def test_screening_finds_the_planted_interaction():
     g = torch.Generator().manual_seed(0)
     x, ids = torch.randn(400, 12, generator=g), torch.randint(1, 3, (400, 10), generator=g)
     target = ((ids[:, 4] == 2) * x[:, 9])[:, None] * torch.tensor([[2.0, -1.0]])
-    found = _screen(x, ids, target, 6, torch.zeros(0, 3, dtype=torch.long))
+    found = _screen(x, ids, _crossed_columns(ids, 10), target, 6, torch.zeros(0, 3, dtype=torch.long))
     assert found[0].tolist() == [4, 2, 9]
     assert torch.equal(interaction_columns(x, ids, found[:1])[:, 0], (ids[:, 4] == 2) * x[:, 9])
+
+
+def test_a_missing_channel_can_change_what_another_input_is_worth():
+    g = torch.Generator().manual_seed(0)
+    ids, x = torch.ones(400, 10, dtype=torch.long), torch.randn(400, 12, generator=g)
+    report = (
+        torch.rand(400, 1, generator=g) < 0.3
+    ).long()  # three channels of one report, and one never missing
+    code = torch.cat([ids, report, report, report, torch.zeros_like(report)], dim=1)
+    crossed = _crossed_columns(code, 10)
+    assert [position for position, _ in crossed[-2:]] == [9, 10]
+    target = (report * x[:, 7:8]) * torch.tensor([[2.0, -1.0]])
+    assert [10, 1, 7] in _screen(x, code, crossed, target, 6, torch.zeros(0, 3, dtype=torch.long)).tolist()
 
 
 def test_out_of_fold_scores_ignore_the_wafers_own_lot():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ikddit.embedding.conditions import Conditions
@@ -68,7 +68,7 @@ class ConditionalMean(nn.Module):
     feature_std: Tensor
     ridge: Tensor
     interaction: Tensor
-    """Rows (position in ID_FIELDS, code, column of the condition vector)."""
+    """Rows (column of `codes`, code, column of the condition vector)."""
     spot_kernel: Tensor
     spot_gain: Tensor
 
@@ -105,7 +105,7 @@ class ConditionalMean(nn.Module):
     def features(self, c: Conditions) -> Float[Tensor, "B F"]:
         """The condition vector, z-scored with training statistics, and the interactions."""
         x = (self.raw_features(c) - self.feature_mean) / self.feature_std
-        return torch.cat([x, interaction_columns(x, c.ids, self.interaction)], dim=1)
+        return torch.cat([x, interaction_columns(x, codes(c), self.interaction)], dim=1)
 
     def gain_index(self, c: Conditions) -> Tensor:
         """Row of `spot_gain` for each wafer: its (scanner, chuck)."""
@@ -139,10 +139,21 @@ class ConditionalMean(nn.Module):
         return self.assemble(c, self.features(c) @ self.ridge)
 
 
-def interaction_columns(x: Float[Tensor, "B F"], ids: Tensor, interaction: Tensor) -> Float[Tensor, "B M"]:
-    """Products (id == code) * number, one column per row of `interaction`."""
-    position, code, column = interaction.unbind(1)
-    return x[:, column] * (ids[:, position] == code)
+def codes(c: Conditions) -> Int[Tensor, "B C"]:
+    """What a number can be crossed with: the ids, then a 0/1 flag per log channel that was not received.
+
+    A missing sensor changes what every other input is worth (without levelling, say, wafer shape must be read
+    off the previous map), so the flags take part in products as ids do.
+    """
+    return torch.cat([c.ids, c.log_missing.long()], dim=1)
+
+
+def interaction_columns(
+    x: Float[Tensor, "B F"], code: Int[Tensor, "B C"], interaction: Int[Tensor, "M 3"]
+) -> Float[Tensor, "B M"]:
+    """Products (code == value) * number, one column per row of `interaction`."""
+    position, value, column = interaction.unbind(1)
+    return x[:, column] * (code[:, position] == value)
 
 
 def spot_grid(x_mm: Float[Tensor, " S"], y_mm: Float[Tensor, " S"], pitch_mm: float) -> Tensor:

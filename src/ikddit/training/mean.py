@@ -18,6 +18,7 @@ from ikddit.networks.mean import (
     ConditionalMean,
     MeanConfig,
     SpotLine,
+    codes,
     interaction_columns,
 )
 from ikddit.overlay.grid import PITCH_MM
@@ -32,6 +33,8 @@ PREV_COMPONENTS = 62
 CROSSED_IDS = (1, 3, 4, 6, 8, 9)
 """Positions in ID_FIELDS of scanner, reticle and chamber, current and previous."""
 STAGE = 10
+RARE_SHARE = 0.01
+"""A flag set on fewer wafers than this share (or on all but them) is not crossed: too few to learn from."""
 RIDGE_ALPHAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -161,7 +164,7 @@ def fit_mean(
         report["val_rmse_ridge_spots_nm"] = val_rmse()
     scores = residual @ mean.basis.T
     if params.kind == "learned":
-        x = _add_interactions(mean, x, conditions.ids, scores, alpha, params.interactions, val_rmse)
+        x = _add_interactions(mean, x, codes(conditions), scores, alpha, params.interactions, val_rmse)
         report["interactions"] = float(len(mean.interaction))
         report["val_rmse_learned_nm"] = val_rmse()
     report["ridge_alpha"] = alpha
@@ -173,7 +176,7 @@ def fit_mean(
 def _add_interactions(
     mean: ConditionalMean,
     x: Tensor,
-    ids: Tensor,
+    code: Tensor,
     scores: Tensor,
     alpha: float,
     most: int,
@@ -186,10 +189,11 @@ def _add_interactions(
     base = mean.interaction
     best = (val_rmse(), base, mean.ridge, x)
     chosen, features, patience = base, x, 2
+    crossed = _crossed_columns(code, len(mean.config.id_sizes))
     while len(chosen) < most and patience:
         left = scores - features @ mean.ridge
-        chosen = torch.cat([chosen, _screen(x, ids, left, mean.config.one_hot, chosen)])
-        features = torch.cat([x, interaction_columns(x, ids, chosen)], dim=1)
+        chosen = torch.cat([chosen, _screen(x, code, crossed, left, mean.config.one_hot, chosen)])
+        features = torch.cat([x, interaction_columns(x, code, chosen)], dim=1)
         mean.interaction, mean.ridge = chosen, _ridge(features, scores, alpha)
         error = val_rmse()
         patience = 2 if error < best[0] else patience - 1
@@ -200,18 +204,41 @@ def _add_interactions(
     return features
 
 
-def _screen(x: Tensor, ids: Tensor, left: Tensor, first: int, chosen: Tensor) -> Tensor:
-    """The ten products (id == code) * number whose own least squares removes most of `left` (rows of three)."""
+def _crossed_columns(code: Tensor, ids: int) -> list[tuple[int, list[int]]]:
+    """Columns of `codes` worth crossing, with their values: machine ids, and each distinct flag of absence.
+
+    Channels of one report are missing together, so their flags are the same column; one stands for all.
+    """
+    crossed = [(position, torch.unique(code[:, position]).tolist()) for position in CROSSED_IDS]
+    seen: set[bytes] = set()
+    for position in range(ids, code.shape[1]):
+        flag = code[:, position].bool()
+        pattern = flag.numpy().tobytes()
+        if RARE_SHARE < float(flag.float().mean()) < 1 - RARE_SHARE and pattern not in seen:
+            seen.add(pattern)
+            crossed.append((position, [1]))
+    return crossed
+
+
+def _screen(
+    x: Tensor,
+    code: Tensor,
+    crossed: list[tuple[int, list[int]]],
+    left: Tensor,
+    first: int,
+    chosen: Tensor,
+) -> Tensor:
+    """The ten products (code == value) * number whose own least squares removes most of `left` (rows of three)."""
     number = x[:, first:]
     found: list[tuple[float, int, int, int]] = []
     taken = {tuple(row) for row in chosen.tolist()}
-    for position in CROSSED_IDS:
-        for code in torch.unique(ids[:, position]).tolist():
-            rows = ids[:, position] == code
+    for position, values in crossed:
+        for value in values:
+            rows = code[:, position] == value
             part = number[rows]
             gain = (part.T @ left[rows]).square().sum(1) / part.square().sum(0).clamp(min=1.0)
             for column in gain.topk(min(2 * STAGE, len(gain))).indices.tolist():
-                entry = (position, code, first + column)
+                entry = (position, value, first + column)
                 if entry not in taken:
                     found.append((float(gain[column]), *entry))
     best = sorted(found, key=lambda entry: (-entry[0], entry[1:]))[:STAGE]
