@@ -28,6 +28,7 @@ def generator() -> Generator:
         mean=MeanConfig("none", sizes, len(LOGS), vocabularies.template_size, 5, 5, 0, (), 4.6875),
         sigma_nm=2.0,
         sigma_data=0.4,
+        modes=0,
         sigma_min=0.02,
         sigma_max=20.0,
         mask_ratio=0.5,

@@ -148,6 +148,8 @@ class TrainParams(Section):
     warmup_steps: int = Field(50, ge=0)
     unmasked_tail: float = Field(0.1, ge=0.0, le=1.0)
     """Last share of the steps: no mask, half the learning rate."""
+    residual_modes: int = Field(64, ge=0, le=1000)
+    """Wafer-wide modes of the residual that the preconditioning treats apart; 0 is plain EDM."""
     p_mean: float = 0.3
     p_std: float = Field(1.4, gt=0.0)
     condition_dropout: float = Field(0.1, ge=0.0, lt=1.0)

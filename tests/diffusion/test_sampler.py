@@ -1,5 +1,6 @@
-"""Samplers against the closed form of a Gaussian, where the ideal denoiser is known."""
+"""Preconditioning and samplers against the closed forms of Gaussian data."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,3 +49,85 @@ def test_masked_mean_ignores_invalid_pixels():
     valid[..., :2, :] = 1
     values[..., 2:, :] = 1e9
     assert float(masked_mean(values, valid)) == 1.0
+
+
+def gaussian_data(n: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Residuals of three wafer-wide modes (standard deviations 20, 6 and 2) on white noise of 0.4; and the modes."""
+    g = torch.Generator().manual_seed(3)
+    modes = torch.linalg.qr(torch.randn(8192, 3, generator=g)).Q.T
+    scores = torch.randn(n, 3, generator=g) * torch.tensor([20.0, 6.0, 2.0])
+    white = 0.4 * torch.randn(n, 8192, generator=g)
+    return (white + scores @ modes).view(n, 2, 64, 64), modes.numpy()
+
+
+def measured(modes: int, n: int = 600) -> tuple[Preconditioning, torch.Tensor]:
+    residual, _ = gaussian_data(n)
+    p = Preconditioning(float(residual.std()), modes)
+    p.measure(residual, torch.ones(n, 1, 64, 64))
+    return p, residual
+
+
+def test_measured_modes_and_variances_are_those_of_the_data():
+    p, _ = measured(3)
+    _, truth = gaussian_data(1)
+    overlap = np.square(p.modes.numpy() @ truth.T).max(1)
+    # what principal components can know of a spiked covariance (Paul 2007), gamma = dimensions / wafers
+    gamma, spike = 8192 / 600, (np.array([20.0, 6.0, 2.0]) / 0.4) ** 2
+    np.testing.assert_allclose(overlap, (1 - gamma / spike**2) / (1 + gamma / spike), atol=0.06)
+    np.testing.assert_allclose(p.mode_variance, 0.16 * (1 + spike) * (1 + gamma / spike), rtol=0.12)
+    assert abs(float(p.rest_variance.sqrt()) - 0.4) < 0.01
+
+
+@pytest.mark.parametrize("sigma", [0.1, 3.0, 50.0])
+def test_linear_estimate_is_the_closed_form_posterior_mean(sigma):
+    """Against the dense formula Sigma (Sigma + sigma^2 I)^-1 x, written with numpy."""
+    p, residual = measured(3)
+    u, v, rest = p.modes.double().numpy(), p.mode_variance.double().numpy(), float(p.rest_variance)
+    x = residual[:4] + sigma * torch.randn(4, 2, 64, 64, generator=torch.Generator().manual_seed(4))
+    flat = x.flatten(1).double().numpy()
+    scores = flat @ u.T
+    dense = (scores * v / (v + sigma**2)) @ u + rest / (rest + sigma**2) * (flat - scores @ u)
+    got = p.linear_estimate(x, torch.full((4,), sigma)).flatten(1).numpy()
+    np.testing.assert_allclose(got, dense, atol=2e-4)
+
+
+def test_without_modes_it_is_edm():
+    p = Preconditioning(0.5)
+    g = torch.Generator().manual_seed(5)
+    x, raw = torch.randn(2, 2, 64, 64, generator=g), torch.randn(2, 2, 64, 64, generator=g)
+    sigma, valid = torch.tensor([0.2, 3.0]), torch.ones(2, 1, 64, 64)
+    read, c_noise, linear = p.inputs(x, sigma)
+    s = sigma.view(-1, 1, 1, 1)
+    torch.testing.assert_close(read, x / (s**2 + 0.25).sqrt())
+    torch.testing.assert_close(c_noise, sigma.log() / 4)
+    edm = 0.25 / (s**2 + 0.25) * x + s * 0.5 / (s**2 + 0.25).sqrt() * raw
+    torch.testing.assert_close(p.denoised(linear, sigma, raw), edm)
+    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    torch.testing.assert_close(p.loss(raw, sigma, valid), weight * raw.square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("sigma", [0.1, 3.0, 50.0])
+def test_network_target_has_unit_variance_and_the_loss_of_an_idle_network_is_one(sigma):
+    p, residual = measured(3)
+    level = torch.full((len(residual),), sigma)
+    x = residual + sigma * torch.randn(residual.shape, generator=torch.Generator().manual_seed(6))
+    _, _, linear = p.inputs(x, level)
+    loss = p.loss(
+        p.denoised(linear, level, torch.zeros_like(x)) - residual, level, torch.ones(len(x), 1, 64, 64)
+    )
+    assert abs(float(loss.mean()) - 1) < 0.05
+
+
+def test_sampling_with_an_idle_network_reproduces_the_covariance_of_the_data():
+    p, _ = measured(3)
+    noise = torch.randn(400, 2, 64, 64, generator=torch.Generator().manual_seed(7))
+
+    def denoise(x, sigma, _number):
+        level = sigma.expand(len(x))
+        return p.denoised(p.inputs(x, level)[2], level, torch.zeros_like(x))
+
+    out = sample_dpm(denoise, noise, 16, p.sigma_data, 0.02, 60.0).flatten(1)
+    scores = out @ p.modes.T
+    np.testing.assert_allclose(scores.std(0), p.mode_variance.sqrt(), rtol=0.12)
+    rest = out - scores @ p.modes
+    assert abs(float(rest.std()) / float(p.rest_variance.sqrt()) - 1) < 0.05

@@ -28,6 +28,7 @@ def made_config(**changes) -> ModelConfig:
         "mean": mean,
         "sigma_nm": 2.0,
         "sigma_data": 0.4,
+        "modes": 0,
         "sigma_min": 0.02,
         "sigma_max": 20.0,
         "mask_ratio": 0.5,

@@ -1,32 +1,130 @@
-"""EDM preconditioning and training noise (Karras et al. 2206.00364, table 1)."""
-
-from dataclasses import dataclass
+"""Preconditioning and training noise: EDM's (Karras et al. 2206.00364), and EDM's for data with wafer-wide modes."""
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Preconditioning:
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), with sigma_data measured on the training data.
+class Preconditioning(nn.Module):
+    """D(x; sigma) = W x + C_out F, so that F meets inputs and targets of unit variance at every noise level.
 
-    >>> p = Preconditioning(sigma_data=0.5)
+    EDM (Karras et al. 2206.00364, table 1) takes the data for white with one standard deviation. Overlay
+    residuals are not: a few wafer-wide modes carry most of their variance. Their measured covariance
+
+        Sigma = sum_k (v_k - v) u_k u_k' + v I      (orthonormal modes u_k, variances v_k, remainder v)
+
+    gives W = Sigma (Sigma + sigma^2)^-1, the best linear denoiser, and C_out = (Sigma sigma^2 (Sigma +
+    sigma^2)^-1)^1/2, the covariance it leaves: with F = 0 the samples already have the residual's covariance,
+    and F learns what depends on the conditions or is not Gaussian. Without modes this is EDM itself, with
+    c_skip, c_out and c_in as in the paper.
+
+    >>> p = Preconditioning(0.5)
     >>> [round(float(v), 4) for v in p.coefficients(torch.tensor(0.5))]
     [0.5, 0.3536, 1.4142, -0.1733]
     """
 
-    sigma_data: float
+    modes: Tensor
+    mode_variance: Tensor
+    rest_variance: Tensor
+
+    def __init__(self, sigma_data: float, modes: int = 0) -> None:
+        """Start as EDM; `modes` makes room for that many, filled by `measure` or a state dict.
+
+        Args:
+            sigma_data: standard deviation of the residual on valid pixels, in network units.
+            modes: number of modes K, >= 0.
+        """
+        super().__init__()
+        self.sigma_data = sigma_data
+        self.register_buffer("modes", torch.zeros(modes, 2 * 64 * 64))
+        self.register_buffer("mode_variance", torch.full((modes,), sigma_data**2))
+        self.register_buffer("rest_variance", torch.tensor(sigma_data**2))
+
+    @property
+    def extra_channels(self) -> int:
+        """Input channels beside the noisy map: the linear estimate W x, in which the modes stand out."""
+        return 2 if len(self.modes) else 0
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """c_skip, c_out, c_in and c_noise at `sigma`."""
-        total = sigma**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / total
-        return c_skip, sigma * self.sigma_data / total.sqrt(), total.rsqrt(), sigma.log() / 4
+        """c_skip and c_out of what is outside the modes, and c_in and c_noise, at `sigma`."""
+        rest = self.rest_variance.to(sigma.device)
+        c_in = (sigma**2 + self.sigma_data**2).rsqrt()
+        return rest / (rest + sigma**2), sigma * (rest / (rest + sigma**2)).sqrt(), c_in, sigma.log() / 4
 
-    def weight(self, sigma: Tensor) -> Tensor:
-        """Loss weight lambda(sigma): makes the effective weight of F uniform over sigma."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+    def _mode_gains(self, sigma: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+        """Per mode: the linear denoiser's gain, and the standard deviation it leaves."""
+        gain = self.mode_variance / (self.mode_variance + sigma[:, None] ** 2)
+        return gain, sigma[:, None] * gain.sqrt()
+
+    def _scaled(self, x: Tensor, rest: Tensor, per_mode: Tensor) -> Float[Tensor, "B 2 64 64"]:
+        """Scale the modes of x by `per_mode` (B, K) and everything else by `rest` (B, 1, 1, 1)."""
+        out = rest * x
+        if len(self.modes):
+            scores = x.flatten(1) @ self.modes.T
+            out = out + ((scores * (per_mode - rest.flatten(1))) @ self.modes).view_as(x)
+        return out
+
+    def linear_estimate(
+        self, x: Float[Tensor, "B 2 64 64"], sigma: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B 2 64 64"]:
+        """W x: the best linear estimate of the residual from x = residual + sigma * noise."""
+        gain, _ = self._mode_gains(sigma)
+        return self._scaled(x, self.coefficients(sigma.view(-1, 1, 1, 1))[0], gain)
+
+    def inputs(
+        self, x: Float[Tensor, "B 2 64 64"], sigma: Float[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C 64 64"], Float[Tensor, " B"], Float[Tensor, "B 2 64 64"]]:
+        """What the network reads: scaled map (with modes, W x beside it) and c_noise; and W x itself."""
+        with torch.autocast(x.device.type, enabled=False):
+            _, _, c_in, c_noise = self.coefficients(sigma.view(-1, 1, 1, 1))
+            linear = self.linear_estimate(x, sigma)
+            read = c_in * x
+            if len(self.modes):
+                read = torch.cat([read, linear / self.sigma_data], dim=1)
+            return read, c_noise.flatten(), linear
+
+    def denoised(
+        self, linear: Float[Tensor, "B 2 64 64"], sigma: Float[Tensor, " B"], raw: Float[Tensor, "B 2 64 64"]
+    ) -> Float[Tensor, "B 2 64 64"]:
+        """D = W x + C_out F from the linear estimate and the network's output F."""
+        with torch.autocast(raw.device.type, enabled=False):
+            _, left = self._mode_gains(sigma)
+            return linear + self._scaled(raw.float(), self.coefficients(sigma.view(-1, 1, 1, 1))[1], left)
+
+    def loss(
+        self, error: Float[Tensor, "B 2 64 64"], sigma: Float[Tensor, " B"], valid: Float[Tensor, "B 1 64 64"]
+    ) -> Float[Tensor, " B"]:
+        """Squared error of D weighted by C_out^-2: 1 for F = 0 at every sigma (EDM's lambda without modes).
+
+        With modes, they and the thousands of remaining dimensions count half each: what can be forecast is in
+        the former, and would drown in the white noise of the latter.
+        """
+        with torch.autocast(error.device.type, enabled=False):
+            error = error * valid
+            c_out = self.coefficients(sigma.view(-1, 1, 1, 1))[1]
+            if not len(self.modes):
+                return masked_mean(error.square(), valid) / c_out.flatten() ** 2
+            scores = error.flatten(1) @ self.modes.T
+            rest = error - (scores @ self.modes).view_as(error)
+            _, left = self._mode_gains(sigma)
+            in_modes = (scores / left).square().mean(1)
+            return (in_modes + masked_mean(rest.square(), valid) / c_out.flatten() ** 2) / 2
+
+    @torch.no_grad()
+    def measure(self, residual: Float[Tensor, "N 2 64 64"], valid: Float[Tensor, "N 1 64 64"]) -> None:
+        """Fill the modes with the principal components of residuals (zero where invalid), largest first."""
+        count = len(self.modes)
+        if count == 0:
+            return
+        rows = residual.float().flatten(1)
+        torch.manual_seed(0)
+        _, _, v = torch.svd_lowrank(rows, q=min(count + 20, *rows.shape), niter=3)
+        self.modes.zero_()
+        self.modes[: v.shape[1]] = v[:, :count].T
+        scores = rows @ self.modes.T
+        self.mode_variance.copy_(scores.square().mean(0).clamp(min=1e-12))
+        left = rows.square().sum() - scores.square().sum()
+        self.rest_variance.copy_(left / (2 * valid.sum() - count * len(rows)))
 
 
 def draw_sigma(

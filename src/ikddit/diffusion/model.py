@@ -37,6 +37,8 @@ class ModelConfig:
     """Map scale: network units times sigma_nm are nm."""
     sigma_data: float
     """Measured standard deviation of the residual on valid training pixels, in network units."""
+    modes: int
+    """Modes of the residual that the preconditioning treats apart; 0 is plain EDM."""
     sigma_min: float
     sigma_max: float
     mask_ratio: float
@@ -68,8 +70,10 @@ class OverlayModel(nn.Module):
         self.config = config
         self.embedding = UnifiedEmbedding(config.embedding)
         self.mean = ConditionalMean(config.mean)
-        self.student = Student(config.model, config.embedding.dim)
-        self.precondition = Preconditioning(config.sigma_data)
+        self.precondition = Preconditioning(config.sigma_data, config.modes)
+        self.student = Student(
+            config.model, config.embedding.dim, extra_channels=self.precondition.extra_channels
+        )
         # pixels that carry marks on most training wafers: where a generated map is defined
         self.register_buffer("usable", torch.ones(1, 1, 64, 64))
 
@@ -95,14 +99,14 @@ class OverlayModel(nn.Module):
     ) -> tuple[Float[Tensor, "B 2 64 64"], Float[Tensor, "B N D"]]:
         """D(x; sigma) of the residual, and the deep features of all tokens for reuse in the next step."""
         sigma = sigma.to(x.device).expand(len(x))
-        c_skip, c_out, c_in, c_noise = self.precondition.coefficients(sigma.view(-1, 1, 1, 1))
         valid = self.usable.expand(len(x), -1, -1, -1)
+        read, c_noise, linear = self.precondition.inputs(x * valid, sigma)
         with self.autocast():
             encoder = self.student.encoder
-            shallow, modulation = encoder.shallow(c_in * x * valid, valid, c_noise.flatten(), cache)
+            shallow, modulation = encoder.shallow(read, valid, c_noise, cache)
             full, _ = self.student.deep_full(shallow, modulation, cache, visible, deep)
             raw = self.student.decoder(shallow, full, modulation)
-        return c_skip * x + c_out * raw.float(), full
+        return self.precondition.denoised(linear, sigma, raw), full
 
     def sample_residual(
         self,

@@ -37,12 +37,12 @@ class Encoder(nn.Module):
 
     position: Tensor
 
-    def __init__(self, model: str, context_dim: int, channels: int = 2) -> None:
+    def __init__(self, model: str, context_dim: int, channels: int = 2, extra_channels: int = 0) -> None:
         super().__init__()
         size = SIZES[model]
         self.size = size
         # the validity mask is a channel of its own: an invalid pixel is not an overlay of 0 nm
-        self.patch = nn.Conv2d(channels + 1, size.width, size.patch, size.patch)
+        self.patch = nn.Conv2d(channels + extra_channels + 1, size.width, size.patch, size.patch)
         self.register_buffer("position", position_grid(size.width, 64 // size.patch), persistent=False)
         self.sigma = SigmaEmbedding(size.width)
         self.pooled = nn.Linear(3 * context_dim, size.width)
@@ -139,9 +139,9 @@ class Decoder(nn.Module):
 class Student(nn.Module):
     """Encoder on the visible tokens and decoder on all; every output token also sees its own shallow token."""
 
-    def __init__(self, model: str, context_dim: int, channels: int = 2) -> None:
+    def __init__(self, model: str, context_dim: int, channels: int = 2, extra_channels: int = 0) -> None:
         super().__init__()
-        self.encoder = Encoder(model, context_dim, channels)
+        self.encoder = Encoder(model, context_dim, channels, extra_channels)
         self.decoder = Decoder(model, channels)
 
     def deep_full(

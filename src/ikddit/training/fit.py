@@ -116,6 +116,7 @@ def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: Checkpo
         mean=mean_fit.mean.config,
         sigma_nm=normaliser.sigma_nm,
         sigma_data=sigma_data,
+        modes=params.train.residual_modes,
         sigma_min=SIGMA_MIN,
         sigma_max=sigma_max,
         mask_ratio=params.mask_ratio,
@@ -127,6 +128,7 @@ def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: Checkpo
     model.embedding.load_state_dict(embedding.state_dict())
     model.mean.load_state_dict(mean_fit.mean.state_dict())
     model.usable.copy_((valid.float().mean(0) > 0.5).float())
+    model.precondition.measure(residual, valid)
     log.info(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )

@@ -62,16 +62,13 @@ def compute_terms(
     The student's tokens are detached in the discriminator's own loss, and the teacher gets no gradient at all.
     """
     sigma = batch.sigma.view(-1, 1, 1, 1)
-    c_skip, c_out, c_in, c_noise = precondition.coefficients(sigma)
     noisy = (batch.residual + sigma * batch.noise) * batch.valid
+    read, c_noise, linear = precondition.inputs(noisy, batch.sigma)
     encoder = student.encoder
     cache = encoder.cache(batch.condition)
-    raw, taps = student(
-        c_in * noisy, batch.valid, c_noise.flatten(), cache, batch.visible, taps=(encoder.student_tap,)
-    )
-    denoised = c_skip * noisy + c_out * raw.float()
-    error = denoised - batch.residual
-    dsm = (precondition.weight(batch.sigma) * masked_mean(error.square(), batch.valid)).mean()
+    raw, taps = student(read, batch.valid, c_noise, cache, batch.visible, taps=(encoder.student_tap,))
+    error = precondition.denoised(linear, batch.sigma, raw) - batch.residual
+    dsm = precondition.loss(error, batch.sigma, batch.valid).mean()
     mae = (masked_mean(error.abs(), batch.valid) / precondition.sigma_data).mean()
     zero = dsm.new_zeros(())
     if discriminator is None:
@@ -83,7 +80,7 @@ def compute_terms(
     position = encoder.position.expand(len(fake), -1, -1)
     if batch.visible is not None:
         real, position = gather_tokens(real, batch.visible), gather_tokens(position, batch.visible)
-    context = (position, c_noise.flatten(), batch.condition.pooled)
+    context = (position, c_noise, batch.condition.pooled)
     real_logits, fake_logits = discriminator(real, *context), discriminator(fake.detach(), *context)
     # the student is judged by a discriminator that its own gradient must not train
     for parameter in discriminator.parameters():
@@ -107,9 +104,9 @@ def teacher_tokens(
 ) -> Float[Tensor, "B N D"]:
     """The teacher's tapped tokens of all patches, at a lower noise of the same noise path."""
     sigma = (TEACHER_NOISE * batch.sigma).view(-1, 1, 1, 1)
-    _, _, c_in, c_noise = precondition.coefficients(sigma)
     noisy = (batch.residual + sigma * batch.noise) * batch.valid
+    read, c_noise, _ = precondition.inputs(noisy, sigma.flatten())
     cache = teacher.cache(batch.condition)
-    tokens, modulation = teacher.shallow(c_in * noisy, batch.valid, c_noise.flatten(), cache)
+    tokens, modulation = teacher.shallow(read, batch.valid, c_noise, cache)
     _, taps = teacher.deepen(tokens, modulation, cache, taps=(teacher.teacher_tap,))
     return taps[0]
