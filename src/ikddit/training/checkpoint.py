@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,10 @@ import torch
 
 from ikddit.atomic import atomic_path
 from ikddit.checkout import checkout_root
+
+log = logging.getLogger("ikddit")
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
+"""What torch.load raises on a truncated, altered or foreign file (it reads tensors and plain values only)."""
 
 
 def state_root() -> Path:
@@ -41,12 +47,25 @@ class CheckpointFile:
             torch.save(state, scratch)
 
     def load(self) -> dict[str, Any] | None:
-        """The last state, or None."""
+        """The last state; None where there is none, or none that can be read.
+
+        Writing is atomic, so only a failing disk or a foreign hand damages a checkpoint. That costs time and nothing
+        else: training starts over with a warning, and the next checkpoint replaces the file.
+        """
         if not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise ValueError(f"expected a mapping, found {type(state).__name__}")
+        except UNREADABLE as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("checkpoint %s cannot be read (%s); training starts over", self.path, reason)
+            return None
         return state
 
     def remove(self) -> None:
-        """Training is done: the checkpoint is no longer needed."""
+        """Training is done: the checkpoint is no longer needed, nor what a killed process left of one."""
         self.path.unlink(missing_ok=True)
+        for scratch in self.path.parent.glob(f".{self.path.name}.*.part"):
+            scratch.unlink(missing_ok=True)
