@@ -111,5 +111,8 @@ def teacher_tokens(
     noisy = (batch.residual + sigma * batch.noise) * batch.valid
     cache = teacher.cache(batch.condition)
     tokens, modulation = teacher.shallow(c_in * noisy, batch.valid, c_noise.flatten(), cache)
-    _, taps = teacher.deepen(tokens, modulation, cache, taps=(teacher.teacher_tap,))
+    # the blocks after the tap would compute what nobody looks at
+    _, taps = teacher.deepen(
+        tokens, modulation, cache, taps=(teacher.teacher_tap,), until=teacher.teacher_tap
+    )
     return taps[0]
