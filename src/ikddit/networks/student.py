@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         taps: tuple[int, ...] = (),
         until: int | None = None,
     ) -> tuple[Float[Tensor, "B V D"], list[Float[Tensor, "B V D"]]]:
-        """Deep blocks on the tokens given, the first `until` of them or all; also the states after the blocks in `taps`."""
+        """The first `until` deep blocks (all if None) on the tokens given, and the states after those in `taps`."""
         tapped = []
         blocks = zip(self.deep_blocks[:until], cache.key_values[:until], strict=True)
         for i, (block, key_value) in enumerate(blocks, 1):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,6 @@ from ikddit.atomic import atomic_path
 from ikddit.checkout import checkout_root
 
 log = logging.getLogger("ikddit")
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
-"""What torch.load raises on a truncated, altered or foreign file (it reads tensors and plain values only)."""
-
 
 def state_root() -> Path:
     """Folder of resumable state: under the main checkout (DVC sets DVC_ROOT, in temporary clones too)."""
@@ -55,11 +52,12 @@ class CheckpointFile:
         if not self.path.exists():
             return None
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict):
-                raise ValueError(f"expected a mapping, found {type(state).__name__}")
-        except UNREADABLE as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            with zipfile.ZipFile(self.path) as archive:  # torch writes checksums but does not look at them
+                if (member := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{member} has changed since it was written")
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes make the two readers raise nearly anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             log.warning("checkpoint %s cannot be read (%s); training starts over", self.path, reason)
             return None
         return state

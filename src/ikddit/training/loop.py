@@ -179,8 +179,9 @@ class Trainer:
                 self.opponent.load_state_dict(state["opponent"])
             self.step, self.rows, self.saved = state["step"], state["rows"], state["step"]
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise TrainingError(
-                f"the checkpoint is not of this model ({error}); remove it to start over"
+                f"the checkpoint is not of this model ({reason}); remove it to start over"
             ) from error
 
     def train_step(self, data: TrainingData) -> dict[str, Tensor | float]:
