@@ -2,7 +2,8 @@
 
     python made_training.py ROWS.json CHECKPOINT.pt '{"steps": 60}'
 
-It prints each step as it is done, so that a test can kill it at a step of its choice.
+It prints each step as it is done, so that a test can kill it at a step of its choice. With "double" among the settings
+all arithmetic is in float64.
 """
 
 import json
@@ -70,8 +71,15 @@ def made_trainer(workers: Workers = ALONE, **train) -> Trainer:
 def main() -> None:
     rows, checkpoint, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
+    double = settings.pop("double", False)
+    if double:
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double
     with join_workers("cpu") as workers:
         trainer = made_trainer(workers, **settings)
+        if double:
+            for module in (trainer.student, trainer.teacher, trainer.average, trainer.discriminator):
+                module.double()
         step = trainer.train_step
 
         def step_and_tell(data: TrainingData) -> dict[str, torch.Tensor | float]:

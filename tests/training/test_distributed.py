@@ -19,33 +19,44 @@ from ikddit.training.ema import update_average
 from ikddit.training.loop import CURVE_COLUMNS, draw_batch
 
 SCRIPT = Path(__file__).with_name("made_training.py")
-EXACT = ("step", "loss", "dsm", "mae", "generator", "discriminator", "gate", "grad_norm", "learning_rate")
-"""Means over wafers and tokens: independent of how the batch is shared, up to the order of sums."""
+SHARED = (
+    "step", "loss", "dsm", "mae", "generator", "discriminator", "discriminator_accuracy", "alignment_cosine", "gate",
+    "grad_norm", "learning_rate",
+)  # fmt: skip
+"""Columns that are means over wafers and tokens: how the batch is shared does not change them."""
 
 
 def test_two_processes_have_the_curves_of_one(tmp_path):
-    # five wafers for two processes: the shares differ, so a plain mean of means would be wrong
-    settings = {"steps": 30, "batch": 5, "unmasked_tail": 0.3}
-    arguments = [str(tmp_path / "two.json"), str(tmp_path / "two.pt"), json.dumps(settings)]
+    # In float64, since a step of Adam divides a gradient that should be zero by its own rounding error: in float32
+    # the discriminator drifts by per cents within ten steps. Five wafers for two processes: a plain mean of their
+    # means would be wrong. The last steps are without a mask.
+    settings = {"steps": 20, "batch": 5, "unmasked_tail": 0.3, "double": True}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    two = subprocess.Popen([*torchrun, str(SCRIPT), *arguments], env=env, stderr=subprocess.PIPE, text=True)
-    one = made_trainer(**settings)
-    one.run(made_data())
-    _, errors = two.communicate(timeout=120)
-    assert two.returncode == 0, errors
-    rows = np.array(json.loads((tmp_path / "two.json").read_text()))
-    alone = np.array(one.rows)
-    assert rows.shape == alone.shape
-    for name in EXACT:
+    runs = {}
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        arguments = [str(tmp_path / f"{name}.json"), str(tmp_path / f"{name}.pt"), json.dumps(settings)]
+        runs[name] = subprocess.Popen(
+            [*launcher, str(SCRIPT), *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    for run in runs.values():
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 0, errors
+    assert "training with 2 processes" in errors
+    assert errors.count("done in") == 1  # one process speaks for both
+    one, two = (np.array(json.loads((tmp_path / f"{name}.json").read_text())) for name in runs)
+    assert one.shape == two.shape == (2, len(CURVE_COLUMNS))
+    for name in SHARED:
         column = CURVE_COLUMNS.index(name)
-        np.testing.assert_allclose(rows[:, column], alone[:, column], rtol=2e-4, atol=1e-5, err_msg=name)
-    assert np.ptp(alone[:, CURVE_COLUMNS.index("loss")]) > 1e-3
-    # rank 0's state is that of a single process too: same step, same weights within tolerance
-    state = torch.load(tmp_path / "two.pt", weights_only=True)
-    assert state["step"] == 30
-    for name, value in one.student.state_dict().items():
-        torch.testing.assert_close(state["student"][name], value, rtol=1e-2, atol=2e-4, msg=name)
+        np.testing.assert_allclose(two[:, column], one[:, column], rtol=1e-9, err_msg=name)
+    assert abs(one[0, 1] - one[1, 1]) > 1e-4  # it did learn
+    state, peer = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("two", "one"))
+    for part in ("student", "teacher", "average", "discriminator"):
+        for name, value in peer[part].items():
+            torch.testing.assert_close(state[part][name], value, rtol=1e-6, atol=1e-8, msg=f"{part} {name}")
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
