@@ -20,14 +20,14 @@ SCRIPT = Path(__file__).with_name("made_training.py")
 
 
 def start(rows: Path, checkpoint: Path, steps: int) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(rows), str(checkpoint), json.dumps({"steps": steps})]
+    command = [sys.executable, str(SCRIPT), str(rows), str(checkpoint), json.dumps({"steps": steps, "batch": 2})]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_killed_run_resumes_to_the_same_curves_bit_for_bit(tmp_path):
-    whole = start(tmp_path / "whole.json", tmp_path / "whole.pt", 50)
-    victim = start(tmp_path / "rows.json", tmp_path / "state.pt", 50)
-    fatal = random.randint(11, 45)
+    whole = start(tmp_path / "whole.json", tmp_path / "whole.pt", 40)
+    victim = start(tmp_path / "rows.json", tmp_path / "state.pt", 40)
+    fatal = random.randint(11, 28)
     for line in victim.stdout:
         if int(line) == fatal:
             break
@@ -36,11 +36,11 @@ def test_killed_run_resumes_to_the_same_curves_bit_for_bit(tmp_path):
     assert not (tmp_path / "rows.json").exists()
     # it may have gone on for a few steps before the signal came
     reached = CheckpointFile(tmp_path / "state.pt").load()["step"]
-    assert reached in range(fatal // 10 * 10, 50, 10), f"step {fatal}"
-    again = start(tmp_path / "rows.json", tmp_path / "state.pt", 50)
+    assert reached in range(fatal // 10 * 10, 40, 10), f"step {fatal}"
+    again = start(tmp_path / "rows.json", tmp_path / "state.pt", 40)
     told, errors = again.communicate()
-    assert f"resuming at step {reached} of 50" in errors
-    assert [int(n) for n in told.split()] == list(range(reached + 1, 51))
+    assert f"resuming at step {reached} of 40" in errors
+    assert [int(n) for n in told.split()] == list(range(reached + 1, 41))
     whole.communicate()
     assert whole.returncode == again.returncode == 0
     # the text of a float is exact: equal files are equal bits
