@@ -2,12 +2,17 @@
 
     python made_training.py ROWS.json CHECKPOINT.pt '{"steps": 60}'
 
-It prints each step as it is done, so that a test can kill it at a step of its choice. With "double" among the settings
-all arithmetic is in float64.
+It prints each step as it is done. With `"fatal": n` among the settings SIGKILL comes at a random moment
+after step n, while the next step computes; with `"double": true` all arithmetic is in float64.
 """
 
 import json
+import os
+import random
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import torch
@@ -71,7 +76,7 @@ def made_trainer(workers: Workers = ALONE, **train) -> Trainer:
 def main() -> None:
     rows, checkpoint, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
-    double = settings.pop("double", False)
+    double, fatal = settings.pop("double", False), settings.pop("fatal", -1)
     if double:
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
@@ -83,8 +88,12 @@ def main() -> None:
         step = trainer.train_step
 
         def step_and_tell(data: TrainingData) -> dict[str, torch.Tensor | float]:
+            begun = time.monotonic()
             values = step(data)
             print(trainer.step, flush=True)
+            if trainer.step == fatal:
+                delay = random.uniform(0, time.monotonic() - begun)
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
             return values
 
         trainer.train_step = step_and_tell

@@ -19,25 +19,24 @@ from ikddit.training.loop import TrainingData, draw_batch
 SCRIPT = Path(__file__).with_name("made_training.py")
 
 
-def start(rows: Path, checkpoint: Path, steps: int) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(rows), str(checkpoint), json.dumps({"steps": steps, "batch": 2})]
+def start(rows: Path, checkpoint: Path, **settings) -> subprocess.Popen[str]:
+    settings = {"steps": 40, "batch": 2} | settings
+    command = [sys.executable, str(SCRIPT), str(rows), str(checkpoint), json.dumps(settings)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_killed_run_resumes_to_the_same_curves_bit_for_bit(tmp_path):
-    whole = start(tmp_path / "whole.json", tmp_path / "whole.pt", 40)
-    victim = start(tmp_path / "rows.json", tmp_path / "state.pt", 40)
     fatal = random.randint(11, 28)
-    for line in victim.stdout:
-        if int(line) == fatal:
-            break
-    victim.kill()
-    assert victim.wait() == -signal.SIGKILL, f"step {fatal}"
+    whole = start(tmp_path / "whole.json", tmp_path / "whole.pt")
+    victim = start(tmp_path / "rows.json", tmp_path / "state.pt", fatal=fatal)
+    told, _ = victim.communicate()
+    assert victim.returncode == -signal.SIGKILL, f"step {fatal}"
     assert not (tmp_path / "rows.json").exists()
-    # it may have gone on for a few steps before the signal came
+    last = int(told.split()[-1])  # the step after `fatal` may have been done when the signal came
+    assert fatal <= last < 40
     reached = CheckpointFile(tmp_path / "state.pt").load()["step"]
-    assert reached in range(fatal // 10 * 10, 40, 10), f"step {fatal}"
-    again = start(tmp_path / "rows.json", tmp_path / "state.pt", 40)
+    assert reached in {last // 10 * 10, (last - 1) // 10 * 10}, f"step {fatal}, killed after {last}"
+    again = start(tmp_path / "rows.json", tmp_path / "state.pt")
     told, errors = again.communicate()
     assert f"resuming at step {reached} of 40" in errors
     assert [int(n) for n in told.split()] == list(range(reached + 1, 41))
