@@ -1,4 +1,7 @@
-"""Stage `train`: prepared data, models/embedding -> models/student, models/teacher, reports/train/."""
+"""Stage `train`: prepared data, models/embedding -> models/student, models/teacher, reports/train/.
+
+`python stages/train.py`, or `torchrun --nproc-per-node N stages/train.py` for N processes or GPUs.
+"""
 
 from pathlib import Path
 
@@ -6,6 +9,7 @@ from ikddit.atomic import write_json
 from ikddit.console import run_plainly
 from ikddit.params import load_params
 from ikddit.training.checkpoint import CheckpointFile, fingerprint, state_root
+from ikddit.training.distributed import join_workers
 from ikddit.training.fit import fit, save_models
 from ikddit.training.loop import write_curves
 
@@ -18,11 +22,13 @@ def main() -> None:
     code = [Path("src/ikddit") / room for room in ("training", "networks", "diffusion", "embedding")]
     name = fingerprint(keys, [prepared / "splits.json", prepared / "train.arrow", embedding], code)
     checkpoint = CheckpointFile(state_root() / f"{name}.pt")
-    fitted = fit(params, prepared, embedding, checkpoint)
-    save_models(fitted, prepared, Path("models/student"), Path("models/teacher"))
-    write_curves(fitted.rows, "reports/train/curves.csv")
-    write_json("reports/train/summary.json", fitted.report)
-    checkpoint.remove()
+    with join_workers(params.train.device) as workers:
+        fitted = fit(params, prepared, embedding, checkpoint, workers)
+    if workers.main:
+        save_models(fitted, prepared, Path("models/student"), Path("models/teacher"))
+        write_curves(fitted.rows, "reports/train/curves.csv")
+        write_json("reports/train/summary.json", fitted.report)
+        checkpoint.remove()
 
 
 if __name__ == "__main__":

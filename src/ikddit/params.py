@@ -158,7 +158,10 @@ class TrainParams(Section):
     teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)
     discriminator: Literal["implicit", "none"] = "implicit"
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    """torch.compile of the transformer blocks: for a GPU; on a CPU compiling takes minutes and gains nothing."""
     checkpoint_every: int = Field(100, ge=1)
+    """Steps between resumable states, rounded down to a multiple of ten."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

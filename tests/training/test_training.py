@@ -4,64 +4,16 @@ import itertools
 
 import pytest
 import torch
+from made_training import made_config, made_data, made_trainer
 
 from ikddit.diffusion.edm import Preconditioning
-from ikddit.diffusion.model import ModelConfig, OverlayModel
-from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
-from ikddit.errors import ModelError, TrainingError
-from ikddit.networks.mean import MeanConfig, SpotLine, interaction_columns, spot_grid
-from ikddit.params import parse_params
-from ikddit.training.checkpoint import CheckpointFile
-from ikddit.training.loop import Trainer, TrainingData, draw_batch
+from ikddit.diffusion.model import OverlayModel
+from ikddit.embedding.encoders import ConditionTokens
+from ikddit.errors import ModelError
+from ikddit.networks.mean import SpotLine, interaction_columns, spot_grid
+from ikddit.training.loop import draw_batch
 from ikddit.training.mean import _crossed_columns, _out_of_fold, _ridge, _screen, _splat, located_lines
 from ikddit.training.objective import compute_terms
-
-SIZES = (2, 3, 3, 3, 3, 2, 3, 3, 3, 3)
-
-
-def made_config(**changes) -> ModelConfig:
-    embedding = EmbeddingConfig(dim=16, id_sizes=SIZES, log_channels=4, templates=3, values_per_line=2)
-    mean = MeanConfig("none", SIZES, 4, 3, 5, 5, 0, (), 4.6875)
-    settings = {
-        "model": "T/8",
-        "embedding": embedding,
-        "mean": mean,
-        "sigma_nm": 2.0,
-        "sigma_data": 0.4,
-        "modes": 0,
-        "sigma_min": 0.02,
-        "sigma_max": 20.0,
-        "mask_ratio": 0.5,
-        "max_lines": 3,
-        "precision": "fp32",
-    }
-    return ModelConfig(**(settings | changes))
-
-
-def made_data(n: int = 12) -> TrainingData:
-    g = torch.Generator().manual_seed(0)
-    return TrainingData(
-        0.4 * torch.randn(n, 2, 64, 64, generator=g).half(),
-        torch.ones(n, 1, 64, 64, dtype=torch.uint8),
-        ConditionTokens(
-            torch.randn(n, 6, 16, generator=g).half(),
-            torch.zeros(n, 6, dtype=torch.bool),
-            torch.randn(n, 48, generator=g).half(),
-        ),
-    )
-
-
-def made_trainer(**train) -> Trainer:
-    settings = {
-        "steps": 20,
-        "batch": 4,
-        "precision": "fp32",
-        "warmup_steps": 2,
-        "checkpoint_every": 10,
-    } | train
-    params = parse_params({"train": settings})
-    torch.manual_seed(0)
-    return Trainer(OverlayModel(made_config()), params, torch.device("cpu"))
 
 
 def test_teacher_receives_no_gradient_and_discriminator_none_from_the_student():
@@ -83,38 +35,6 @@ def test_total_is_equation_8():
     batch = draw_batch(made_data(), 0, trainer.params, 64)
     t = compute_terms(trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch)
     torch.testing.assert_close(t.total(0.3, 0.2), t.dsm + 0.3 * t.mae + 0.2 * t.generator)
-
-
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
-    data = made_data()
-    whole = made_trainer().run(data)
-    first = made_trainer()
-    checkpoint = CheckpointFile(tmp_path / "state.pt")
-
-    class Killed(Exception):
-        pass
-
-    save = checkpoint.save
-
-    def save_and_die(state):
-        save(state)
-        raise Killed
-
-    checkpoint.save = save_and_die
-    with pytest.raises(Killed):
-        first.run(data, checkpoint)
-    second = made_trainer()
-    rows = second.run(data, CheckpointFile(tmp_path / "state.pt"))
-    assert rows == whole
-    assert second.step == 20
-
-
-def test_nan_stops_training_and_names_the_step():
-    trainer = made_trainer()
-    data = made_data()
-    data.residual[:] = float("nan")
-    with pytest.raises(TrainingError, match=r"step 0: loss nan"):
-        trainer.run(data)
 
 
 def test_model_folder_round_trip_and_damage(tmp_path):

@@ -81,10 +81,12 @@ class Encoder(nn.Module):
         condition: Float[Tensor, "B D"],
         cache: ConditionCache,
         taps: tuple[int, ...] = (),
+        until: int | None = None,
     ) -> tuple[Float[Tensor, "B V D"], list[Float[Tensor, "B V D"]]]:
-        """Deep blocks on the tokens given; also the hidden states after the blocks counted in `taps`."""
+        """The first `until` deep blocks (all if None) on the tokens given, and the states after those in `taps`."""
         tapped = []
-        for i, (block, key_value) in enumerate(zip(self.deep_blocks, cache.key_values, strict=True), 1):
+        blocks = zip(self.deep_blocks[:until], cache.key_values[:until], strict=True)
+        for i, (block, key_value) in enumerate(blocks, 1):
             tokens = block(tokens, condition, key_value, cache.attend)
             if i in taps:
                 tapped.append(tokens)

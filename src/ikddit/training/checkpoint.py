@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 
 from ikddit.atomic import atomic_path
 from ikddit.checkout import checkout_root
+
+log = logging.getLogger("ikddit")
 
 
 def state_root() -> Path:
@@ -41,12 +45,26 @@ class CheckpointFile:
             torch.save(state, scratch)
 
     def load(self) -> dict[str, Any] | None:
-        """The last state, or None."""
+        """The last state; None where there is none, or none that can be read.
+
+        Writing is atomic, so only a failing disk or a foreign hand damages a checkpoint. That costs time and nothing
+        else: training starts over with a warning, and the next checkpoint replaces the file.
+        """
         if not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            with zipfile.ZipFile(self.path) as archive:  # torch writes checksums but does not look at them
+                if (member := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{member} has changed since it was written")
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes make the two readers raise nearly anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.warning("checkpoint %s cannot be read (%s); training starts over", self.path, reason)
+            return None
         return state
 
     def remove(self) -> None:
-        """Training is done: the checkpoint is no longer needed."""
+        """Training is done: the checkpoint is no longer needed, nor what a killed process left of one."""
         self.path.unlink(missing_ok=True)
+        for scratch in self.path.parent.glob(f".{self.path.name}.*.part"):
+            scratch.unlink(missing_ok=True)

@@ -15,8 +15,11 @@ def power_decay(step: int, gamma: float) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, source: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * source, for parameters; buffers are copied."""
-    for a, s in zip(average.parameters(), source.parameters(), strict=True):
-        a.lerp_(s, 1 - decay)
-    for kept, new in zip(average.buffers(), source.buffers(), strict=True):
-        kept.copy_(new)
+    """average <- decay * average + (1 - decay) * source, for parameters; buffers are copied.
+
+    One call for all parameters: a loop over the tensors costs a GPU one launch per tensor.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1 - decay)
+    kept, new = list(average.buffers()), list(source.buffers())
+    if kept:
+        torch._foreach_copy_(kept, new)

@@ -21,6 +21,7 @@ from ikddit.errors import TrainingError
 from ikddit.networks.mean import ConditionalMean
 from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile
+from ikddit.training.distributed import ALONE, Workers
 from ikddit.training.loop import Trainer, TrainingData
 from ikddit.training.mean import fit_mean
 
@@ -39,13 +40,13 @@ class Fitted:
     report: dict[str, float | int | str]
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU if torch sees one."""
+def choose_device(name: str, workers: Workers) -> torch.device:
+    """`auto` takes a GPU if torch sees one; of several processes on a machine each takes its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device: cuda, but torch sees no GPU; set train.device: auto or cpu")
-    return torch.device(name)
+    return torch.device(name, workers.local_rank) if name == "cuda" else torch.device(name)
 
 
 @torch.no_grad()
@@ -92,8 +93,17 @@ def measured_sigma(residual: Tensor, valid: Tensor) -> tuple[float, float]:
     return sigma, max(10 * sigma, 2 * float(singular[0]) / len(r) ** 0.5)
 
 
-def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: CheckpointFile | None) -> Fitted:
-    """Fit the mean, measure sigma_data, train student, teacher and discriminator."""
+def fit(
+    params: Params,
+    prepared: Path,
+    embedding_dir: Path,
+    checkpoint: CheckpointFile | None,
+    workers: Workers = ALONE,
+) -> Fitted:
+    """Fit the mean, measure sigma_data, train student, teacher and discriminator.
+
+    Of several processes each fits the mean by itself (the same data, the same result); they share the training.
+    """
     train = PreparedSplit.open(prepared / "train.arrow")
     val = PreparedSplit.open(prepared / "val.arrow")
     normaliser = Normaliser.load(prepared / "normaliser.json")
@@ -132,7 +142,7 @@ def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: Checkpo
     log.info(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )
-    trainer = Trainer(model, params, choose_device(params.train.device))
+    trainer = Trainer(model, params, choose_device(params.train.device, workers), workers)
     data = TrainingData(residual, valid, condition_tokens(embedding, train, normaliser.sigma_nm))
     rows = trainer.run(data, checkpoint)
     report: dict[str, float | int | str] = {
@@ -145,6 +155,7 @@ def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: Checkpo
         "sigma_max_nm": sigma_max * normaliser.sigma_nm,
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
+        "processes": workers.count,
         "final_loss": float(np.mean([row[1] for row in rows[-5:]])),
         **{f"mean_{name}": value for name, value in mean_fit.report.items()},
     }

@@ -1,4 +1,4 @@
-"""The training loop: student, EMA teacher and implicit discriminator, with exact resume."""
+"""The training loop: student, EMA teacher and implicit discriminator, with exact resume, on one or more processes."""
 
 import copy
 import csv
@@ -19,15 +19,18 @@ from ikddit.diffusion.edm import draw_sigma
 from ikddit.diffusion.model import OverlayModel
 from ikddit.embedding.encoders import ConditionTokens
 from ikddit.errors import TrainingError
+from ikddit.networks.blocks import Block
 from ikddit.networks.discriminator import ImplicitDiscriminator
 from ikddit.networks.masking import draw_visible
 from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile
+from ikddit.training.distributed import ALONE, Workers
 from ikddit.training.ema import power_decay, update_average
 from ikddit.training.objective import TrainingBatch, compute_terms
 
 log = logging.getLogger("ikddit")
 CURVE_EVERY = 10
+"""Steps per row of the curves. Checkpoints fall on these steps too, so that a resumed run has whole rows."""
 CURVE_COLUMNS = (
     "step", "loss", "dsm", "mae", "generator", "discriminator", "discriminator_accuracy",
     "alignment_cosine", "gate", "grad_norm", "learning_rate",
@@ -57,48 +60,75 @@ def tail_start(params: Params) -> int:
     return round(params.train.steps * (1 - params.train.unmasked_tail))
 
 
-def draw_batch(data: TrainingData, step: int, params: Params, tokens: int) -> TrainingBatch:
-    """Step `step`'s batch: everything random derives from (seed, step), so resume needs no sampler state."""
+def draw_batch(
+    data: TrainingData,
+    step: int,
+    params: Params,
+    tokens: int,
+    *,
+    workers: Workers = ALONE,
+    device: torch.device | None = None,
+) -> TrainingBatch:
+    """This process's rows of step `step`'s batch, on `device` (default: where the data are).
+
+    Everything random derives from (seed, step), so resume needs no sampler state, and every process of several
+    draws the same step before it takes its rows. The noise is drawn on the device: on a GPU that costs nothing.
+    """
     t = params.train
+    device = device or data.residual.device
     rng = np.random.default_rng([params.seed, step])
     index = torch.from_numpy(np.sort(rng.choice(len(data.residual), min(t.batch, len(data.residual)), False)))
     generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
-    size = len(index)
+    noise_generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    size, rows = len(index), workers.rows(len(index))
     masked = params.mask_ratio > 0 and step < tail_start(params)
     drop = torch.rand(size, generator=generator) < t.condition_dropout
+    sigma = draw_sigma(size, t.p_mean, t.p_std, generator)
+    visible = draw_visible(size, tokens, params.mask_ratio, generator) if masked else None
+    noise = torch.randn(size, 2, 64, 64, generator=noise_generator, device=device)
+    index = index[rows]
+    c = data.condition[index]
+    # moved in their compact types, widened on the device
+    condition = ConditionTokens(c.tokens.to(device).float(), c.pad.to(device), c.pooled.to(device).float())
     return TrainingBatch(
-        residual=data.residual[index].float(),
-        valid=data.valid[index].float(),
-        condition=_as_float(data.condition[index]).dropped(drop),
-        sigma=draw_sigma(size, t.p_mean, t.p_std, generator),
-        noise=torch.randn(size, 2, 64, 64, generator=generator),
-        visible=draw_visible(size, tokens, params.mask_ratio, generator) if masked else None,
+        residual=data.residual[index].to(device).float(),
+        valid=data.valid[index].to(device).float(),
+        condition=condition.dropped(drop[rows].to(device)),
+        sigma=sigma[rows].to(device),
+        noise=noise[rows],
+        visible=None if visible is None else visible[rows].to(device),
     )
 
 
-def _as_float(c: ConditionTokens) -> ConditionTokens:
-    return ConditionTokens(c.tokens.float(), c.pad, c.pooled.float())
-
-
-def _move(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
-    c = batch.condition
-    return TrainingBatch(
-        batch.residual.to(device),
-        batch.valid.to(device),
-        ConditionTokens(c.tokens.to(device), c.pad.to(device), c.pooled.to(device)),
-        batch.sigma.to(device),
-        batch.noise.to(device),
-        None if batch.visible is None else batch.visible.to(device),
-    )
+def compile_blocks(*modules: nn.Module) -> None:
+    """Compile every transformer block in place; the blocks of one shape share one compiled kernel."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, Block):
+                part.compile(dynamic=False)
 
 
 class Trainer:
-    """Holds what changes while training; `run` brings it to the last step and returns the curves."""
+    """Holds what changes while training; `run` brings it to the last step and returns the curves.
 
-    def __init__(self, model: OverlayModel, params: Params, device: torch.device) -> None:
+    Args:
+        model: its student is trained in place; the rest stays as it is.
+        params: `train` and the weights of the losses.
+        device: where this process computes.
+        workers: the processes that train together; `train.batch` is the batch of all of them.
+    """
+
+    def __init__(
+        self,
+        model: OverlayModel,
+        params: Params,
+        device: torch.device,
+        workers: Workers = ALONE,
+    ) -> None:
         torch.manual_seed(params.seed)
-        self.params, self.device, self.model = params, device, model.to(device)
+        self.params, self.device, self.model, self.workers = params, device, model.to(device), workers
         self.student = model.student
+        workers.share_weights(self.student)
         self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
         self.average = copy.deepcopy(self.student).requires_grad_(False)
         width, context = self.student.encoder.size.width, model.config.embedding.dim
@@ -106,12 +136,19 @@ class Trainer:
         self.discriminator = ImplicitDiscriminator(width, context).to(device) if implicit else None
         self.optimiser = self._adamw(self.student, params.train.learning_rate, 0.01)
         self.opponent = self._adamw(self.discriminator, params.train.learning_rate, 0.0) if implicit else None
+        if self.discriminator is not None:
+            workers.share_weights(self.discriminator)
+        if params.train.compile:
+            compile_blocks(self.student, self.teacher)
         self.step = 0
+        self.saved: int | None = None
         self.rows: list[list[float]] = []
 
     def _adamw(self, module: nn.Module | None, rate: float, decay: float) -> torch.optim.AdamW:
         assert module is not None
-        return torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay)
+        return torch.optim.AdamW(
+            module.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs to print the same losses bit for bit."""
@@ -127,43 +164,45 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.step, self.rows = state["step"], state["rows"]
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.discriminator is not None and self.opponent is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.opponent.load_state_dict(state["opponent"])
+        """Continue from `state`.
 
-    def train_step(self, data: TrainingData) -> dict[str, float]:
-        """One step of student and discriminator; returns the curve values."""
+        Raises:
+            TrainingError: it is not a state of this model.
+        """
+        try:
+            self.student.load_state_dict(state["student"])
+            self.teacher.load_state_dict(state["teacher"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            if self.discriminator is not None and self.opponent is not None:
+                self.discriminator.load_state_dict(state["discriminator"])
+                self.opponent.load_state_dict(state["opponent"])
+            self.step, self.rows, self.saved = state["step"], state["rows"], state["step"]
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise TrainingError(
+                f"the checkpoint is not of this model ({reason}); remove it to start over"
+            ) from error
+
+    def train_step(self, data: TrainingData) -> dict[str, Tensor | float]:
+        """One step of student and discriminator; returns the curve values of this process's rows.
+
+        Values stay on the device: reading one would make a GPU wait in every step.
+        """
         params = self.params
         rate = learning_rate(self.step, params)
-        batch = _move(draw_batch(data, self.step, params, self.student.encoder.size.tokens), self.device)
+        share = self.workers.share(min(params.train.batch, len(data.residual)))
+        tokens = self.student.encoder.size.tokens
+        batch = draw_batch(data, self.step, params, tokens, workers=self.workers, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=params.train.precision == "bf16"):
             terms = compute_terms(
                 self.student, self.teacher, self.discriminator, self.model.precondition, batch
             )
         loss = terms.total(params.lambda1, params.lambda2)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
-            raise TrainingError(
-                f"step {self.step}: loss {float(loss.detach())}, gradient norm {float(norm)}; "
-                "lower train.learning_rate or set train.precision: fp32; the last checkpoint is kept"
-            )
-        self.optimiser.step()
-        if self.opponent is not None:
-            for group in self.opponent.param_groups:
-                group["lr"] = rate
-            self.opponent.zero_grad(set_to_none=True)
-            terms.discriminator.backward()  # type: ignore[no-untyped-call]
-            self.opponent.step()
+        norm = self._descend(self.optimiser, self.student, share * loss, rate, clip=True)
+        if self.discriminator is not None and self.opponent is not None:
+            self._descend(self.opponent, self.discriminator, share * terms.discriminator, rate)
+            self.workers.mean_buffers(self.discriminator, share)
         self.step += 1
         update_average(self.teacher, self.student.encoder, params.train.teacher_decay)
         update_average(self.average, self.student, power_decay(self.step, params.train.ema_gamma))
@@ -172,35 +211,77 @@ class Trainer:
         ]
         return {
             "step": self.step,
-            "loss": float(loss.detach()),
-            "dsm": float(terms.dsm.detach()),
-            "mae": float(terms.mae.detach()),
-            "generator": float(terms.generator.detach()),
-            "discriminator": float(terms.discriminator.detach()),
+            "loss": loss.detach(),
+            "dsm": terms.dsm.detach(),
+            "mae": terms.mae.detach(),
+            "generator": terms.generator.detach(),
+            "discriminator": terms.discriminator.detach(),
             "discriminator_accuracy": terms.accuracy,
             "alignment_cosine": terms.alignment,
-            "gate": float(torch.stack(gates).mean()),
-            "grad_norm": float(norm),
+            "gate": torch.stack(gates).mean(),
+            "grad_norm": norm,
             "learning_rate": rate,
         }
 
+    def _descend(
+        self, optimiser: torch.optim.AdamW, module: nn.Module, loss: Tensor, rate: float, clip: bool = False
+    ) -> Tensor:
+        """One optimiser step on the loss of all processes; returns the norm of the gradient (0 if not clipped)."""
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.workers.sum_gradients(module)
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0) if clip else loss.new_zeros(())
+        optimiser.step()
+        return norm
+
+    def _close_row(self, recent: list[dict[str, Tensor | float]], share: float) -> None:
+        """Mean of the last steps over all processes, as one row of the curves.
+
+        Raises:
+            TrainingError: one of them was not finite; the first is named.
+        """
+        flat = [torch.as_tensor(row[c], device=self.device).double() for row in recent for c in CURVE_COLUMNS]
+        table = self.workers.mean(torch.stack(flat), share).view(len(recent), -1).cpu().numpy()
+        for row in table:
+            values = dict(zip(CURVE_COLUMNS, row, strict=True))
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+                kept = (
+                    "no checkpoint was" if self.saved is None else f"the checkpoint of step {self.saved} is"
+                )
+                raise TrainingError(
+                    f"step {round(values['step']) - 1}: loss {values['loss']}, gradient norm "
+                    f"{values['grad_norm']}; lower train.learning_rate or set train.precision: fp32; {kept} "
+                    + ("written yet" if self.saved is None else "kept")
+                )
+        mean = table.mean(0)
+        self.rows.append([self.step, *(float(v) for v in mean[1:])])
+
     def run(self, data: TrainingData, checkpoint: CheckpointFile | None = None) -> list[list[float]]:
-        """Train to the last step, resuming from `checkpoint` if it holds a state."""
+        """Train to the last step, resuming from `checkpoint` if it holds a state.
+
+        Raises:
+            TrainingError: a loss or gradient was not finite (found when a row of the curves is closed, at most
+                `CURVE_EVERY` steps later and before a checkpoint is written), or the checkpoint is not of this model.
+        """
         state = checkpoint.load() if checkpoint else None
         if state is not None:
             self.restore(state)
             log.info("resuming at step %d of %d", self.step, self.params.train.steps)
-        recent: list[dict[str, float]] = []
+        self.workers.agree(self.step, "the step to start from", self.device)
+        share = self.workers.share(min(self.params.train.batch, len(data.residual)))
+        every = max(CURVE_EVERY, self.params.train.checkpoint_every // CURVE_EVERY * CURVE_EVERY)
+        recent: list[dict[str, Tensor | float]] = []
         steps = range(self.step, self.params.train.steps)
-        for number in progress(steps, "train", unit="step"):
+        for number in progress(steps, "train", unit="step") if self.workers.main else steps:
             recent.append(self.train_step(data))
             if (number + 1) % CURVE_EVERY == 0 or number + 1 == self.params.train.steps:
-                mean = [float(np.mean([r[c] for r in recent])) for c in CURVE_COLUMNS]
-                self.rows.append([recent[-1]["step"], *mean[1:]])
+                self._close_row(recent, share)
                 recent = []
-            every = max(CURVE_EVERY, self.params.train.checkpoint_every // CURVE_EVERY * CURVE_EVERY)
-            if checkpoint and (number + 1) % every == 0:
+            if checkpoint and self.workers.main and (number + 1) % every == 0:
                 checkpoint.save(self.state())
+                self.saved = self.step
         return self.rows
 
 

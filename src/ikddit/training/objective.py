@@ -108,5 +108,8 @@ def teacher_tokens(
     read, c_noise, _ = precondition.inputs(noisy, sigma.flatten())
     cache = teacher.cache(batch.condition)
     tokens, modulation = teacher.shallow(read, batch.valid, c_noise, cache)
-    _, taps = teacher.deepen(tokens, modulation, cache, taps=(teacher.teacher_tap,))
+    # the blocks after the tap would compute what nobody looks at
+    _, taps = teacher.deepen(
+        tokens, modulation, cache, taps=(teacher.teacher_tap,), until=teacher.teacher_tap
+    )
     return taps[0]
