@@ -11,7 +11,15 @@ from sklearn.linear_model import RidgeCV
 from ikddit.dataset.vocabulary import UNKNOWN
 from ikddit.embedding.conditions import Conditions, gather_conditions
 from ikddit.embedding.encoders import CHANNEL_TOKENS, MapEncoder, UnifiedEmbedding
-from ikddit.embedding.fit import embedding_config, fit_embedding, load_embedding, save_embedding
+from ikddit.embedding.fit import (
+    PAIRS,
+    embedding_config,
+    fit_embedding,
+    load_embedding,
+    retrieval_batches,
+    retrieval_metrics,
+    save_embedding,
+)
 from ikddit.errors import ModelError
 from ikddit.params import EmbedParams
 
@@ -137,6 +145,13 @@ def test_an_unknown_line_is_read_by_its_words_and_numbers(model, known):
     assert near > far  # so are the words
 
 
+@pytest.mark.parametrize("number", ["3e38", "-3e38", "1e-38"])
+@pytest.mark.parametrize("template", ["MAINTENANCE last PM {} days ago", "never seen {}"])
+def test_absurd_numbers_stay_finite(model, known, number, template):
+    with torch.no_grad():
+        assert torch.isfinite(model(line(known, template.format(number))).tokens).all()
+
+
 def test_an_id_never_seen_is_read_as_unknown(model, split, known, conditions):
     ids = {name: ["NEVER"] for name in known.ids}
     assert not known.encode_ids(ids).any()
@@ -174,6 +189,24 @@ def test_folder_round_trip(tmp_path, model, conditions):
     (tmp_path / "e/config.json").unlink()
     with pytest.raises(ModelError, match="dvc repro embed"):
         load_embedding(tmp_path / "e")
+
+
+def test_retrieval_is_measured_on_whole_batches_that_do_not_overlap():
+    batches = list(retrieval_batches(600))
+    assert [len(b) for b in batches] == [256, 256]
+    assert len(np.unique(np.concatenate(batches))) == 512
+    assert all((np.diff(b) > 0).all() for b in batches)
+    assert [len(b) for b in retrieval_batches(30)] == [30]
+
+
+def test_retrieval_of_the_trained_embedding_beats_chance(model, split):
+    metrics = retrieval_metrics(model, split, 2.0, batch=100)
+    assert metrics["retrieval_batch"] == 100
+    assert len(metrics) == 1 + 2 * 2 * len(PAIRS)
+    assert metrics["retrieval_log_to_id_at_1"] > 0.1  # chance is a few wafers in a hundred
+    for name, value in metrics.items():
+        if name.endswith("_at_1"):
+            assert value <= metrics[name[:-1] + "5"] <= 1
 
 
 def test_training_pulls_a_wafers_modalities_together(split, known, model):

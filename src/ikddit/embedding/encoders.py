@@ -21,6 +21,8 @@ CHANNEL_TOKENS = 8
 
 
 VALUE_FEATURES = 5
+MAX_Z = 100.0
+"""Numbers further from train's mean are clipped: an absurd one must not become NaN."""
 
 
 def value_features(z: Float[Tensor, "*n V"]) -> Float[Tensor, "*n 5V"]:
@@ -174,7 +176,7 @@ class LogEncoder(nn.Module):
         said, gate = self._describe(codes, c.line_words).chunk(2, dim=-1)
         z = (c.line_values - self.value_mean[codes]) / self.value_std[codes]
         z = torch.where((codes == UNKNOWN)[..., None], torch.asinh(c.line_values), z)
-        numbers = value_features(z)
+        numbers = value_features(z.clamp(-MAX_Z, MAX_Z))
         lines = said + (1 + gate) * (self.values(numbers) + self.values_direct(numbers))
         tokens = torch.cat([numeric, lines], dim=1)
         pad = torch.cat([codes.new_zeros(batch, CHANNEL_TOKENS).bool(), codes == 0], dim=1)

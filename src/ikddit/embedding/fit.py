@@ -27,7 +27,13 @@ log = logging.getLogger("ikddit")
 
 PAIRS = (("map", "log"), ("map", "id"), ("log", "id"), ("current", "log"), ("current", "id"))
 """Pairings that are aligned; `current` is the target map, which makes the map encoder fit for comparing
-generated maps (it is never a condition)."""
+generated maps (it is never a condition).
+
+Where ids take part, wafers with the same ids are positives of one another. Where a map meets a log only its own
+log is positive, although about four wafers of a lot share all ids: their sensors tell them apart. By the
+simulator's likelihood a current map is nearer to its own log than to any other of its lot for 99 % of wafers (the
+margin to the next of the same ids is 38 nats in the median), a previous map for 88 % (5 nats); what is left are
+wafers whose levelling was not received. So wafers of a lot are hard negatives, hardly ever false ones."""
 
 
 def modality_vectors(
