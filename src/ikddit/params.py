@@ -123,7 +123,7 @@ class EmbedParams(Section):
     dim: int = Field(128, ge=8)
     steps: int = Field(300, ge=1)
     batch: int = Field(256, ge=2)
-    learning_rate: float = Field(1e-3, gt=0.0)
+    learning_rate: float = Field(3e-3, gt=0.0)
     modality_dropout: float = Field(0.1, ge=0.0, lt=1.0)
     """Share of wafers whose previous map, logs or ids are blanked, each on its own."""
     template_dropout: float = Field(0.1, ge=0.0, lt=1.0)

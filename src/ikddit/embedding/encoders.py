@@ -20,18 +20,8 @@ CHANNEL_TOKENS = 8
 """The numeric log channels enter as this many tokens."""
 
 
-VALUE_FEATURES = 5
 MAX_Z = 100.0
 """Numbers further from train's mean are clipped: an absurd one must not become NaN."""
-
-
-def value_features(z: Float[Tensor, "*n V"]) -> Float[Tensor, "*n 5V"]:
-    """Features of z-scored numbers: asinh is linear near the mean and logarithmic far off; waves add detail.
-
-    >>> value_features(torch.tensor([[0.0]])).tolist()
-    [[0.0, 0.0, 1.0, 0.0, 1.0]]
-    """
-    return torch.cat([torch.asinh(z), torch.sin(z), torch.cos(z), torch.sin(2 * z), torch.cos(2 * z)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -104,8 +94,6 @@ class LogEncoder(nn.Module):
         dim, shape = config.dim, (config.templates, config.values_per_line)
         self.channels = nn.Linear(2 * config.log_channels, CHANNEL_TOKENS * dim)
         self.template = nn.Embedding(config.templates, dim, padding_idx=0)
-        # Words first: a template begins as the sum of its words, and learns what they do not say.
-        nn.init.normal_(self.template.weight[1:], std=0.1)
         self.word: nn.Module
         if config.text_dim:
             self.word = nn.Linear(config.text_dim, dim, bias=False)
@@ -113,11 +101,10 @@ class LogEncoder(nn.Module):
             self.register_buffer("word_text", torch.zeros(config.words, config.text_dim))
         else:
             self.word = nn.Embedding(config.words, dim, padding_idx=PAD_WORD)
-        self.values = nn.Sequential(
-            nn.Linear(VALUE_FEATURES * config.values_per_line, dim), nn.GELU(), nn.Linear(dim, dim)
-        )
+        slots = config.values_per_line
+        self.values = nn.Sequential(nn.Linear(slots, dim), nn.GELU(), nn.Linear(dim, dim))
         # past the hidden layer, so that a coordinate stays readable by a linear map
-        self.values_direct = nn.Linear(VALUE_FEATURES * config.values_per_line, dim, bias=False)
+        self.values_direct = nn.Linear(slots, dim, bias=False)
         # what a number means depends on the line it stands in
         self.value_gate = nn.Linear(dim, dim)
         self.mix = _mixer(dim)
@@ -140,6 +127,8 @@ class LogEncoder(nn.Module):
         if isinstance(self.word, nn.Linear):
             known, words = vocabularies.templates, vocabularies.tokenizer.words
             vectors = torch.from_numpy(sentence_vectors([*known, *words[UNKNOWN_WORD + 1 :]], minilm_path))
+            # Lines of one report are alike to a sentence model: z-scores bring out what tells them apart.
+            vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
             self.template_text[FIRST_TEMPLATE:] = vectors[: len(known)]
             self.word_text[UNKNOWN_WORD + 1 :] = vectors[len(known) :]
 
@@ -172,15 +161,21 @@ class LogEncoder(nn.Module):
         batch = len(c)
         numeric = self.channels(torch.cat([c.log_features, c.log_missing], dim=1))
         numeric = numeric.view(batch, CHANNEL_TOKENS, -1)
-        codes = c.line_templates
-        said, gate = self._describe(codes, c.line_words).chunk(2, dim=-1)
-        z = (c.line_values - self.value_mean[codes]) / self.value_std[codes]
-        z = torch.where((codes == UNKNOWN)[..., None], torch.asinh(c.line_values), z)
-        numbers = value_features(z.clamp(-MAX_Z, MAX_Z))
+        pad = torch.cat(
+            [c.line_templates.new_zeros(batch, CHANNEL_TOKENS).bool(), c.line_templates == 0], dim=1
+        )
+        # The batch's longest log says how much is worth computing: a fifth of a training step.
+        used = (c.line_templates > 0).any(0).nonzero()
+        longest = int(used.max()) + 1 if len(used) else 1
+        codes, values = c.line_templates[:, :longest], c.line_values[:, :longest]
+        said, gate = self._describe(codes, c.line_words[:, :longest]).chunk(2, dim=-1)
+        z = (values - self.value_mean[codes]) / self.value_std[codes]
+        z = torch.where((codes == UNKNOWN)[..., None], torch.asinh(values), z).clamp(-MAX_Z, MAX_Z)
+        numbers = torch.asinh(z)  # linear near the mean, logarithmic far off
         lines = said + (1 + gate) * (self.values(numbers) + self.values_direct(numbers))
         tokens = torch.cat([numeric, lines], dim=1)
-        pad = torch.cat([codes.new_zeros(batch, CHANNEL_TOKENS).bool(), codes == 0], dim=1)
-        tokens = self.mix(tokens, src_key_padding_mask=pad)
+        tokens = self.mix(tokens, src_key_padding_mask=pad[:, : tokens.shape[1]])
+        tokens = F.pad(tokens, (0, 0, 0, pad.shape[1] - tokens.shape[1]))
         return tokens.masked_fill(pad[..., None], 0.0), pad
 
 
