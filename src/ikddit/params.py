@@ -123,8 +123,15 @@ class EmbedParams(Section):
     dim: int = Field(128, ge=8)
     steps: int = Field(300, ge=1)
     batch: int = Field(256, ge=2)
-    learning_rate: float = Field(1e-3, gt=0.0)
+    learning_rate: float = Field(3e-3, gt=0.0)
     modality_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of wafers whose previous map, logs or ids are blanked, each on its own."""
+    template_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of log lines shown as if their template were unknown, so that their words learn to speak for them."""
+    log_encoder: Literal["words", "minilm"] = "words"
+    """Where the words of log lines get their vectors: learnt here, or from a local sentence-transformers model."""
+    minilm_path: str | None = None
+    """Folder of that model (all-MiniLM-L6-v2, say); needed for `minilm` when the embedding is fitted."""
 
 
 class MeanParams(Section):

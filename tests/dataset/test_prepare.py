@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, table) -> None:
     assert digests[0] == digests[1]
     assert set(digests[0]) == {
         "train.arrow", "val.arrow", "test.arrow", "test_unseen.arrow",
-        "normaliser.json", "vocabularies.json", "splits.json", "dataset.json",
+        "normaliser.json", "vocabularies.json", "tokenizer.json", "splits.json", "dataset.json",
     }  # fmt: skip
 
 

@@ -104,10 +104,50 @@ def vocabularies() -> Vocabularies:
 def test_templates_seen_too_rarely_are_unknown() -> None:
     known = vocabularies()
     assert known.templates == ["a <num>", "b <num>"]
-    codes, values = known.encode_lines([["b 5", "once 9"], None, []], max_lines=3, values_per_line=2)
+    codes, values, words = known.encode_lines([["b 5", "once 9"], None, []], max_lines=3, values_per_line=2)
     assert codes.tolist() == [[3, 1, 0], [0, 0, 0], [0, 0, 0]]
     assert values[0].tolist() == [[5, 0], [9, 0], [0, 0]]
     assert not values[1:].any()
+    assert not words[0, 0].any()  # a known line is named by its template
+    assert words[0, 1, :3].tolist() == [1, 2, 0]  # "once" is too rare a word, then a number, then nothing
+    assert not words[1:].any()
+
+
+def test_an_unknown_line_keeps_the_words_train_knows() -> None:
+    counter = VocabularyCounter()
+    counter.update(ids(scanner_id=[None]), [["WARN hot spot x=1 mm"] * 3 + ["LENS heating residual 2"] * 3])
+    known = counter.finish()
+    _, values, words = known.encode_lines([["LENS  HOT-spot X=7.5mm moved"]], max_lines=2, values_per_line=2)
+    names = [known.tokenizer.words[code] for code in words[0, 0] if code]
+    assert names == ["lens", "hot", "spot", "x", "<num>", "mm", "<unk>"]
+    assert values[0, 0].tolist() == [7.5, 0]
+
+
+def test_the_spread_of_every_number_is_that_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    numbers = np.round(rng.normal([101985, -0.002], [12, 0.0003], (40, 2)), 5)
+    counter = VocabularyCounter()
+    for rows in (numbers[:10], numbers[10:30], numbers[30:]):
+        lines = [[f"gas {a} Pa leak {b}", "constant 3", "quiet"] for a, b in rows.tolist()]
+        counter.update(ids(scanner_id=[None] * len(lines)), lines)
+    known = counter.finish()
+    mean, std = known.value_moments(values_per_line=3)
+    row = 2 + known.templates.index("gas <num> Pa leak <num>")
+    assert mean[row] == pytest.approx([*numbers.mean(0), 0], rel=1e-6)
+    assert std[row] == pytest.approx([*numbers.std(0), 1], rel=1e-5)
+    constant = 2 + known.templates.index("constant <num>")
+    assert (mean[constant, 0], std[constant, 0]) == (3, 1)
+    assert mean[0].tolist() == mean[1].tolist() == [0, 0, 0]
+    assert std[0].tolist() == std[1].tolist() == [1, 1, 1]
+
+
+def test_words_of_known_templates_are_listed_by_code() -> None:
+    known = vocabularies()
+    words = known.template_words()
+    assert words.shape[0] == known.template_size
+    assert not words[:2].any()
+    a = known.tokenizer.words.index("a")
+    assert words[2, :3].tolist() == [a, 2, 0]
 
 
 def test_ids_not_in_train_and_missing_ids_are_zero() -> None:
@@ -119,13 +159,13 @@ def test_ids_not_in_train_and_missing_ids_are_zero() -> None:
 
 def test_too_many_lines_keep_the_known_ones_in_order() -> None:
     known = vocabularies()
-    codes, values = known.encode_lines([["x 1", "b 2", "y 3", "a 4"]], max_lines=3, values_per_line=1)
+    codes, values, _ = known.encode_lines([["x 1", "b 2", "y 3", "a 4"]], max_lines=3, values_per_line=1)
     assert codes.tolist() == [[1, 3, 2]]
     assert values[0, :, 0].tolist() == [1, 2, 4]
 
 
 def test_too_many_values_keep_the_first() -> None:
-    _, values = vocabularies().encode_lines([["1 2 3"]], max_lines=1, values_per_line=2)
+    _, values, _ = vocabularies().encode_lines([["1 2 3"]], max_lines=1, values_per_line=2)
     assert values.tolist() == [[[1, 2]]]
 
 
@@ -140,9 +180,28 @@ def test_vocabularies_survive_json(tmp_path) -> None:
     known.save(tmp_path / "v.json")
     again = Vocabularies.load(tmp_path / "v.json")
     assert (again.ids, again.templates) == (known.ids, known.templates)
+    assert again.tokenizer.words == known.tokenizer.words
+    lines = [["b 5", "a once 9"]]
+    for one, other in zip(again.encode_lines(lines, 3, 2), known.encode_lines(lines, 3, 2), strict=True):
+        assert np.array_equal(one, other)
+    for one, other in zip(again.value_moments(2), known.value_moments(2), strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_damaged_vocabularies_are_refused_by_name(tmp_path) -> None:
     (tmp_path / "v.json").write_text('{"templates": []}')
     with pytest.raises(InputError, match=r"v\.json: vocabularies"):
+        Vocabularies.load(tmp_path / "v.json")
+
+
+@pytest.mark.parametrize("damage", ["missing", "other", "cut"])
+def test_a_damaged_tokenizer_is_refused_by_name(tmp_path, damage: str) -> None:
+    vocabularies().save(tmp_path / "v.json")
+    path = tmp_path / "tokenizer.json"
+    if damage == "missing":
+        path.unlink()
+    else:
+        text = path.read_text()
+        path.write_text(text.replace("<unk>", "<odd>") if damage == "other" else text[:40])
+    with pytest.raises(InputError, match=r"tokenizer\.json: tokenizer"):
         Vocabularies.load(tmp_path / "v.json")

@@ -34,3 +34,18 @@ def test_retrieval_counts_any_positive():
     pairs[0, 1] = pairs[1, 0] = True
     assert retrieval(a, b, 1, own) == 0.5
     assert retrieval(a, b, 1, pairs) == 1.0
+
+
+def test_loss_with_several_positives_against_a_loop():
+    generator = torch.Generator().manual_seed(2)
+    a, b = (torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=1) for _ in range(2))
+    positive = torch.eye(5, dtype=torch.bool)
+    positive[0, 1] = positive[1, 0] = positive[2, 4] = positive[4, 2] = True
+    t = 0.3
+    total = 0.0
+    for left, right in ((a, b), (b, a)):
+        for i in range(5):
+            weights = [math.exp(float(left[i] @ right[j]) / t) for j in range(5)]
+            partners = [j for j in range(5) if positive[i, j]]
+            total -= sum(math.log(weights[j] / sum(weights)) for j in partners) / len(partners)
+    assert math.isclose(float(info_nce(a, b, torch.tensor(t), positive)), total / 10, rel_tol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from ikddit.dataset.arrow import PreparedSplit, fixed_list, prepared_schema
+from ikddit.dataset.tokenizer import WORDS_PER_LINE
 from ikddit.mpom.schema import ID_FIELDS
 from ikddit.overlay.grid import wafer_grid
 
@@ -18,6 +19,7 @@ SHAPES = {
     "log_missing": (len(CHANNELS),),
     "line_templates": (LINES,),
     "line_values": (LINES, 2),
+    "line_words": (LINES, WORDS_PER_LINE),
     "prev_map": (2, 64, 64),
     "prev_valid": (64, 64),
     "map": (2, 64, 64),

@@ -9,12 +9,13 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from jaxtyping import Float16, Float32, Int32, UInt8
+from jaxtyping import Float16, Float32, Int16, Int32, UInt8
 
+from ikddit.dataset.tokenizer import WORDS_PER_LINE
 from ikddit.errors import InputError
 from ikddit.mpom.schema import ID_FIELDS, MAP_SIZE, PIXELS
 
-PREPARED_VERSION = "1"
+PREPARED_VERSION = "2"
 SHAPES: dict[str, tuple[int, ...]] = {
     "prev_map": (2, MAP_SIZE, MAP_SIZE),
     "prev_valid": (MAP_SIZE, MAP_SIZE),
@@ -28,8 +29,8 @@ def prepared_schema(log_names: list[str], max_lines: int, values_per_line: int) 
 
     Text columns are as in the record. The rest are fixed-size lists without nulls: `ids` int32[10],
     `log_features` float32[F] (z-scores, 0 where missing), `log_missing` uint8[F], `line_templates` int32[L],
-    `line_values` float32[L*V] (raw numbers), `prev_map` and `map` float16[2*64*64] in nm (0 where invalid),
-    `prev_valid` and `valid` uint8[64*64].
+    `line_values` float32[L*V] (raw numbers), `line_words` int16[L*24] (of unknown templates), `prev_map` and
+    `map` float16[2*64*64] in nm (0 where invalid), `prev_valid` and `valid` uint8[64*64].
 
     >>> prepared_schema(["dose"], 32, 6).field("line_values").type.list_size
     192
@@ -41,6 +42,7 @@ def prepared_schema(log_names: list[str], max_lines: int, values_per_line: int) 
         "log_missing": pa.list_(pa.uint8(), channels),
         "line_templates": pa.list_(pa.int32(), max_lines),
         "line_values": pa.list_(pa.float32(), max_lines * values_per_line),
+        "line_words": pa.list_(pa.int16(), max_lines * WORDS_PER_LINE),
         "prev_map": pa.list_(pa.float16(), 2 * PIXELS),
         "prev_valid": pa.list_(pa.uint8(), PIXELS),
         "map": pa.list_(pa.float16(), 2 * PIXELS),
@@ -95,6 +97,8 @@ class PreparedSplit:
     """0 pads, 1 is a template unknown to train."""
     line_values: Float32[np.ndarray, "N L V"]
     """Raw numbers of the line in order, padded with 0."""
+    line_words: Int16[np.ndarray, "N L W"]
+    """Word codes of lines whose template is unknown to train, 0 for all others."""
     prev_map: Float16[np.ndarray, "N 2 64 64"]
     """nm, 0 where invalid."""
     prev_valid: UInt8[np.ndarray, "N 64 64"]
@@ -139,6 +143,8 @@ class PreparedSplit:
             shape = SHAPES.get(name, (kind.list_size,))
             if name == "line_values":
                 shape = (kind.list_size // values_per_line, values_per_line)
+            elif name == "line_words":
+                shape = (kind.list_size // WORDS_PER_LINE, WORDS_PER_LINE)
             views[name] = flat.reshape(n, *shape)
         return cls(table=table, **views)
 

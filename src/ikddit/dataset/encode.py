@@ -69,7 +69,7 @@ def encode_records(
         log.warning("previous maps are RGB without a scale in nm: they are treated as missing")
     schema = prepared_schema(names, max_lines, values_per_line)
     features, missing = normaliser.encode_logs(lists_to_numpy(table.column("log_features"), np.nan))
-    templates, values = vocabularies.encode_lines(
+    templates, values, words = vocabularies.encode_lines(
         table.column("log_lines").to_pylist(), max_lines, values_per_line
     )
     prev_map, prev_valid = masked_maps(table, "prev_map", "prev_valid")
@@ -80,6 +80,7 @@ def encode_records(
         "log_missing": missing,
         "line_templates": templates,
         "line_values": values,
+        "line_words": words,
         "prev_map": np.clip(prev_map, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16),
         "prev_valid": prev_valid,
         "map": np.clip(target, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16),

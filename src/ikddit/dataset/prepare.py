@@ -33,7 +33,7 @@ def prepare(source: Path | str, target: Path | str, params: PrepareParams, seed:
     Args:
         source: folder of `part-*.parquet` in the record schema, with an optional `dataset.json`.
         target: folder to write (replaced as a whole): train, val, test, test_unseen .arrow, normaliser.json,
-            vocabularies.json, splits.json, dataset.json.
+            vocabularies.json, tokenizer.json, splits.json, dataset.json.
         params: section `prepare`.
         seed: draws the unseen combinations.
 

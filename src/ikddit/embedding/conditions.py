@@ -26,6 +26,8 @@ class Conditions:
     line_templates: Int[Tensor, "B L"]
     """0 pads, 1 is an unknown template."""
     line_values: Float[Tensor, "B L V"]
+    line_words: Int[Tensor, "B L W"]
+    """Words of lines with an unknown template; 0 for all others."""
     prev_map: Float[Tensor, "B 2 64 64"]
     prev_valid: Float[Tensor, "B 1 64 64"]
 
@@ -65,6 +67,7 @@ def gather_conditions(split: "PreparedSplit", index: np.ndarray | slice, sigma_n
         log_missing=f32(split.log_missing),
         line_templates=i64(split.line_templates),
         line_values=f32(split.line_values),
+        line_words=i64(split.line_words),
         prev_map=f32(split.prev_map) / sigma_nm,
         prev_valid=f32(split.prev_valid)[:, None],
     )

@@ -38,7 +38,7 @@ from ikddit.simulator.constants import (
     WHITE_VAR,
     Fab,
 )
-from ikddit.simulator.population import with_ids, without_ids
+from ikddit.simulator.population import Machines, with_ids, without_ids
 from ikddit.simulator.sensors import coefficients_from
 from ikddit.simulator.wafers import Wafers, draw_lots
 
@@ -181,6 +181,21 @@ def gram_of_valid(fab: Fab, valid: np.ndarray) -> Float[np.ndarray, "n terms ter
     return out
 
 
+@dataclass(frozen=True)
+class JointLaw:
+    """Joint Gaussian of current (c) and previous (p) coefficients, before either map is seen."""
+
+    mean_c: Float[np.ndarray, "n terms"]
+    mean_p: Float[np.ndarray, "n terms"]
+    cov_cc: Float[np.ndarray, "n terms terms"]
+    cov_cp: Float[np.ndarray, "n terms terms"]
+    cov_pp: Float[np.ndarray, "n terms terms"]
+    known: Machines
+    """What the ids say, and the re-zero step that is not in the moments."""
+    text: Bool[np.ndarray, " n"]
+    """True where the event log is known."""
+
+
 def posterior(fab: Fab, wafers: Wafers, drop: frozenset[str] = frozenset()) -> Posterior:
     """Condition on everything logged about each wafer, less the inputs in `drop`.
 
@@ -197,6 +212,39 @@ def posterior(fab: Fab, wafers: Wafers, drop: frozenset[str] = frozenset()) -> P
     """
     if unknown := set(drop) - INPUTS:
         raise ValueError(f"drop: {sorted(unknown)} unknown; known: {sorted(INPUTS)}")
+    w = wafers
+    law = joint_law(fab, w, drop)
+    mu_c, mu_p, s_cc, s_cp, s_pp = law.mean_c, law.mean_p, law.cov_cc, law.cov_cp, law.cov_pp
+
+    # The previous map, through B'(map) and B'B over its own valid marks: they are sufficient because
+    # its noise is white. Woodbury, so that a nearly collinear B costs no accuracy.
+    if "prev" not in drop:
+        basis = fab.basis
+        rows = basis.to_rows(w.prev_map.astype(float) * w.prev_valid[:, None])
+        precision = gram_of_valid(fab, w.prev_valid) / WHITE_VAR
+        score = rows @ basis.matrix / WHITE_VAR - np.einsum("nij,nj->ni", precision, mu_p)
+        # (I + N S)^-1 applied to the score and to N S_pc at once
+        right = np.concatenate([score[:, :, None], precision @ s_cp.transpose(0, 2, 1)], axis=2)
+        solved = np.linalg.solve(np.eye(TERMS) + precision @ s_pp, right)
+        mu_c = mu_c + np.einsum("nij,nj->ni", s_cp, solved[:, :, 0])
+        s_cc = s_cc - s_cp @ solved[:, :, 1:]
+    return Posterior(
+        fab=fab,
+        wafers=w,
+        mean=mu_c,
+        cov=(s_cc + s_cc.transpose(0, 2, 1)) / 2,
+        rezero_p=law.known.rezero_p,
+        rezero_step=law.known.rezero_step,
+        hot_known=law.text,
+        hot_gain=law.known.hot_gain,
+    )
+
+
+def joint_law(fab: Fab, wafers: Wafers, drop: frozenset[str] = frozenset()) -> JointLaw:
+    """Give the law of a wafer's coefficients in both layers from ids, sensors and text, less those in `drop`.
+
+    Arguments as in `posterior`; "prev" makes no difference here.
+    """
     w, n = wafers, len(wafers)
     received = w.received & ("logs" not in drop)
     text = w.report & ("text" not in drop)
@@ -228,29 +276,7 @@ def posterior(fab: Fab, wafers: Wafers, drop: frozenset[str] = frozenset()) -> P
     s_cc += (w.heat**2 * gain_var[:, 0])[:, None, None] * known.heat_square
     s_cp = known.cov_cp + both[:, :, None] * eye
     s_pp = known.cov_pp + var_p[:, :, None] * eye
-
-    # 3. The previous map, through B'(map) and B'B over its own valid marks: they are sufficient because
-    # its noise is white. Woodbury, so that a nearly collinear B costs no accuracy.
-    if "prev" not in drop:
-        basis = fab.basis
-        rows = basis.to_rows(w.prev_map.astype(float) * w.prev_valid[:, None])
-        precision = gram_of_valid(fab, w.prev_valid) / WHITE_VAR
-        score = rows @ basis.matrix / WHITE_VAR - np.einsum("nij,nj->ni", precision, mu_p)
-        # (I + N S)^-1 applied to the score and to N S_pc at once
-        right = np.concatenate([score[:, :, None], precision @ s_cp.transpose(0, 2, 1)], axis=2)
-        solved = np.linalg.solve(eye + precision @ s_pp, right)
-        mu_c = mu_c + np.einsum("nij,nj->ni", s_cp, solved[:, :, 0])
-        s_cc = s_cc - s_cp @ solved[:, :, 1:]
-    return Posterior(
-        fab=fab,
-        wafers=w,
-        mean=mu_c,
-        cov=(s_cc + s_cc.transpose(0, 2, 1)) / 2,
-        rezero_p=known.rezero_p,
-        rezero_step=known.rezero_step,
-        hot_known=text,
-        hot_gain=known.hot_gain,
-    )
+    return JointLaw(mu_c, mu_p, s_cc, s_cp, s_pp, known, text)
 
 
 def _shrink(

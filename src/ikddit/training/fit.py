@@ -170,7 +170,7 @@ def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: 
     with atomic_dir(student_dir) as scratch:
         trainer.model.student.load_state_dict(trainer.average.state_dict())
         trainer.model.save(scratch)
-        for name in ("normaliser.json", "vocabularies.json"):
+        for name in ("normaliser.json", "vocabularies.json", "tokenizer.json"):
             shutil.copyfile(prepared / name, scratch / name)
     with atomic_dir(teacher_dir) as scratch:
         state = {f"encoder.{k}": v.cpu().contiguous() for k, v in trainer.teacher.state_dict().items()}
