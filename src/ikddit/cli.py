@@ -155,7 +155,7 @@ def ingest_command(
     """Read raw overlay data into canonical records; what cannot be used goes to quarantine with its reason."""
     from ikddit.errors import ParamsError
     from ikddit.mpom.ingest import ingest
-    from ikddit.mpom.summary import print_report
+    from ikddit.mpom.summary import report_lines
     from ikddit.params import load_params, parse_params
 
     section = load_params(params).ingest.model_dump() if params else {"marks": {}}
@@ -178,7 +178,7 @@ def ingest_command(
         section["marks"].setdefault("columns", {})[name.strip()] = alias
     settings = parse_params({"ingest": section}, "ikddit ingest").ingest
     report = ingest(path, out / "records", out / "quarantine", out / "ingest.json", settings)
-    print_report(report, out)
+    typer.echo("\n".join(report_lines(report, out)))
 
 
 @app.command("simulate")

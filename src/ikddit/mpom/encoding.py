@@ -111,7 +111,7 @@ def _check_header(kind: bytes, header: bytes, size: int, file: str) -> None:
         raise InputError(file, "mode", f"{depth}-bit {name}, expected 8-bit RGB", _REEXPORT)
     if (width, height) != (size, size):
         reason = f"{width}x{height} pixels, expected {size}x{size}"
-        raise InputError(file, "size", reason, "re-export or set ingest.image_size")
+        raise InputError(file, "size", reason, "re-export or set ingest.image_size (--image-size)")
 
 
 def rgb_from_nm(
@@ -147,7 +147,7 @@ def nm_from_rgb(
     if not np.array_equal(blue, np.negative(valid)):
         odd = blue[(blue != 0) & (blue != 255)]
         reason = f"B channel holds {int(odd[0])} ({odd.size} pixels of this kind), expected 0 or 255"
-        remedy = "this is not the nm encoding; leave ingest.scale_nm unset for such images"
+        remedy = "this is not the nm encoding; leave ingest.scale_nm (--scale-nm) unset for such images"
         raise InputError(file, "mask", reason, remedy)
     nm = rgb[..., :2].transpose(2, 0, 1).astype(np.float32)
     nm -= 127.5
