@@ -183,12 +183,13 @@ def ingest_command(
 
 @app.command("simulate")
 def simulate(
-    out: Annotated[Path, typer.Option(help="Folder to write, in the MPOM layout.")] = Path("simulated"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("simulated"),
     lots: Annotated[int, typer.Option(help="Lots of 25 wafers.")] = 40,
     from_day: Annotated[float, typer.Option(help="First day of the window.")] = 0.0,
     days: Annotated[float, typer.Option(help="Length of the window, days.")] = 30.0,
     fab_seed: Annotated[int, typer.Option(help="Which fab.")] = 0,
     sample_seed: Annotated[int, typer.Option(help="Which wafers of it.")] = 0,
+    layout: Annotated[str, typer.Option(help="zip, folders, csv or parquet (mark tables).")] = "zip",
 ) -> None:
     """Write wafers of a simulated fab with their exact noise floor, for example the next month of it."""
     from ikddit.params import parse_params
@@ -200,6 +201,7 @@ def simulate(
         "days": days,
         "fab_seed": fab_seed,
         "sample_seed": sample_seed,
+        "layout": layout,
     }
     write_dataset(parse_params({"simulate": section}, "ikddit simulate").simulate, out)
     typer.echo(f"{25 * lots} wafers -> {out}")

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rawmpom import SCALE_NM, data_set
@@ -81,6 +82,11 @@ def test_what_the_simulator_writes_is_named(tmp_path):
     text = named(section("## MPOM folder"))
     assert {*logs, *logs["ids"]} <= text
     assert raw.layout.scale_nm == params.scale_nm
+
+
+def test_every_layout_of_the_simulator_is_named():
+    layouts = get_args(SimulateParams.model_fields["layout"].annotation)
+    assert {*layouts, "simulate.layout"} <= named(DOC)
 
 
 def test_the_formula_is_the_codes():

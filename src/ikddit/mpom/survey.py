@@ -56,7 +56,7 @@ def survey(root: Path, settings: IngestParams) -> Survey:
         )
     limit = int(settings.max_member_mb * 2**20)
     if root.is_file() and root.suffix.lower() in TABLE_SUFFIXES:
-        return _survey_tables(root, settings, [], [root.name])
+        return _survey_tables(root, settings, [], [root.name], {})
     if root.is_file() and root.suffix.lower() != ".zip":
         reason = f"{root.suffix or 'no'} suffix: neither a zip of MPOM items (.zip) nor a mark table (.csv, .parquet)"
         raise InputError(str(root), "format", reason, "export it as one of them, or rename it if it is one")
@@ -78,7 +78,7 @@ def survey(root: Path, settings: IngestParams) -> Survey:
         )
         raise InputError(str(root), "path", reason, "give the data set's folder; see docs/data-format.md")
     if settings.format == "marks" or (settings.format == "auto" and census.tables and not is_mpom):
-        return _survey_tables(root, settings, first, census.tables)
+        return _survey_tables(root, settings, first, census.tables, description)
     if not first:
         raise InputError(str(root), "format", "no MPOM item, only mark tables", "set ingest.format to marks")
     if not description and census.descriptions:
@@ -103,17 +103,30 @@ def survey(root: Path, settings: IngestParams) -> Survey:
     return Survey(root, "mpom", description, layout, notes)
 
 
-def _survey_tables(root: Path, settings: IngestParams, items: list[RawItem], tables: list[str]) -> Survey:
-    check_aliases(settings.marks)
+def _survey_tables(
+    root: Path, settings: IngestParams, items: list[RawItem], tables: list[str], description: dict[str, Any]
+) -> Survey:
+    marks = settings.marks
+    check_aliases(marks)
+    for key, name, declared in (
+        ("units", "unit", marks.unit),
+        ("sign", "sign", marks.sign),
+        ("reference", "reference", marks.reference),
+    ):
+        if description.get(key, declared) != declared:
+            reason = f"{description[key]!r}, but ingest.marks.{name} is {declared!r}"
+            raise InputError(
+                DESCRIPTION, key, reason, f"set ingest.marks.{name} (--{name}), or mend the file"
+            )
     names = _common_names(_sample_logs(root, items, int(settings.max_member_mb * 2**20)))
-    layout = Layout(names, 1.0, settings.marks.sign == SIGNS[1])
+    layout = Layout(names, 1.0, marks.sign == SIGNS[1])
     notes = ["Maps were rasterised from mark tables: mean of the valid marks of each pixel, in nm."]
-    if settings.marks.interpolate:
+    if marks.interpolate:
         notes.append("Pixels without a mark were interpolated: there mark_count is 0 and valid is 1.")
     notes += _table_notes(root, tables, settings)
     if not names:
         notes.append("No logs beside the tables (logs_<barcode>.json): log features are empty.")
-    return Survey(root, "marks", {}, layout, notes)
+    return Survey(root, "marks", description, layout, notes)
 
 
 def _table_notes(root: Path, tables: list[str], settings: IngestParams) -> list[str]:
