@@ -3,8 +3,9 @@
     python benchmarks/bench_simulator.py [--lots 120] [--workers 2] [--repeats 3]
 
 Every run is a fresh process tree, its start included. `draw` makes the wafers and throws them away, four times
-as many of them, so that its scaling is not that of starting processes; `write` makes a whole data set with its exact noise floor; `bare` encodes one lot's PNGs with Pillow and dumps its
-JSON, as many times as there are lots, in the same pool of processes, and writes nothing. Prints one JSON object.
+as many of them, so that its scaling is not that of starting processes; `write` makes a whole data set with its
+exact noise floor; `bare` encodes one lot's PNGs with Pillow and dumps its JSON, as many times as there are lots,
+in the same pool of processes, and writes nothing. Prints one JSON object.
 """
 
 import argparse
