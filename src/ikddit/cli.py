@@ -155,7 +155,7 @@ def ingest_command(
     """Read raw overlay data into canonical records; what cannot be used goes to quarantine with its reason."""
     from ikddit.errors import ParamsError
     from ikddit.mpom.ingest import ingest
-    from ikddit.mpom.summary import print_report
+    from ikddit.mpom.summary import report_lines
     from ikddit.params import load_params, parse_params
 
     section = load_params(params).ingest.model_dump() if params else {"marks": {}}
@@ -178,17 +178,18 @@ def ingest_command(
         section["marks"].setdefault("columns", {})[name.strip()] = alias
     settings = parse_params({"ingest": section}, "ikddit ingest").ingest
     report = ingest(path, out / "records", out / "quarantine", out / "ingest.json", settings)
-    print_report(report, out)
+    typer.echo("\n".join(report_lines(report, out)))
 
 
 @app.command("simulate")
 def simulate(
-    out: Annotated[Path, typer.Option(help="Folder to write, in the MPOM layout.")] = Path("simulated"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("simulated"),
     lots: Annotated[int, typer.Option(help="Lots of 25 wafers.")] = 40,
     from_day: Annotated[float, typer.Option(help="First day of the window.")] = 0.0,
     days: Annotated[float, typer.Option(help="Length of the window, days.")] = 30.0,
     fab_seed: Annotated[int, typer.Option(help="Which fab.")] = 0,
     sample_seed: Annotated[int, typer.Option(help="Which wafers of it.")] = 0,
+    layout: Annotated[str, typer.Option(help="zip, folders, csv or parquet (mark tables).")] = "zip",
 ) -> None:
     """Write wafers of a simulated fab with their exact noise floor, for example the next month of it."""
     from ikddit.params import parse_params
@@ -200,6 +201,7 @@ def simulate(
         "days": days,
         "fab_seed": fab_seed,
         "sample_seed": sample_seed,
+        "layout": layout,
     }
     write_dataset(parse_params({"simulate": section}, "ikddit simulate").simulate, out)
     typer.echo(f"{25 * lots} wafers -> {out}")

@@ -38,7 +38,8 @@ class SimulateParams(Section):
     days: float = Field(365.0, gt=0.0, le=3650.0)
     scale_nm: float = Field(16.0, gt=0.0)
     """PNG range: -scale_nm..scale_nm maps to 0..255."""
-    layout: Literal["zip", "folders"] = "zip"
+    layout: Literal["zip", "folders", "csv", "parquet"] = "zip"
+    """MPOM items as one zip or folder per lot, or one mark table per lot with its logs beside."""
     npz: bool = False
     """Also write float maps beside the 8-bit PNGs."""
     unflagged_flyers: bool = False

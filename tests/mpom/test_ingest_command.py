@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from rawmpom import data_set
+from PIL import Image
+from rawmpom import data_set, png_bytes, write, zip_of
 from typer.testing import CliRunner
 
 from ikddit.cli import app
-from ikddit.errors import InputError, ParamsError
+from ikddit.errors import GateError, InputError, ParamsError
+from ikddit.mpom.schema import log_names_of
 
 
 def invoke(*args: object):
@@ -19,9 +23,13 @@ def test_counts_reasons_and_capabilities_are_printed(tmp_path):
     (raw / "overlay_000000.png").write_bytes(b"no")
     result = invoke(raw, "--out", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 0
-    words = result.stdout.split()
-    for word in ("found", "4", "records", "3", "quarantined", "1", "content", "quarantine.jsonl"):
-        assert any(word in shown for shown in words), word
+    words = [line.split() for line in result.stdout.splitlines()]
+    assert words[:3] == [
+        ["found", "4", "items"],
+        ["records", "3", f"{tmp_path}/out/records", "(nm)"],
+        ["quarantined", "1", f"{tmp_path}/out/quarantine/quarantine.jsonl"],
+    ]
+    assert "1  content, for example overlay_000000.png: content: not a PNG file" in result.stdout
     assert "supervised training" in result.stdout
     assert json.loads((tmp_path / "out" / "ingest.json").read_text())["records"] == 3
 
@@ -46,6 +54,101 @@ def test_mark_table_options(tmp_path):
         tmp_path / "m.csv", "--out", tmp_path / "out", "--delimiter", ";", *columns, "--column", "ovl_y_nm=dY"
     )
     assert json.loads((tmp_path / "out" / "ingest.json").read_text())["records"] == 1
+
+
+def public_set(folder, **files: bytes):
+    """The public layout: images in any colours, features without names, one integer; nothing else."""
+    for i in range(3):
+        wafer = {
+            f"overlay_prev_{i}.png": png_bytes(Image.new("RGB", (64, 64), (10 * i, 200, 90))),
+            f"logs_{i}.json": json.dumps({"features": [0.5, float(i)]}).encode(),
+            f"id_{i}.txt": str(i).encode(),
+        }
+        write(folder, wafer)
+    return write(folder, files)
+
+
+def test_the_public_layout_is_read_and_its_limits_are_said(tmp_path):
+    text = invoke(public_set(tmp_path / "raw"), "--out", tmp_path / "out", "--workers", 1).stdout
+    assert "not possible          figures in nm" in text
+    assert "not possible          supervised training" in text
+    for said in ("nothing in nm can be said", "No target maps", "kept as public_id", "called feature_000"):
+        assert said in text
+    (part,) = (tmp_path / "out" / "records").glob("part-*.parquet")
+    records = pq.read_table(part)
+    assert records["public_id"].to_pylist() == [0, 1, 2]
+    assert records["barcode"].to_pylist() == ["0", "1", "2"]
+    assert records.schema.metadata[b"units"] == b"rgb"
+    assert records["map"].type.list_size == 3 * 64 * 64
+    assert np.isnan(records["map"][0].as_py()).all()
+    np.testing.assert_allclose(
+        records["prev_map"][2].as_py()[::4096], np.array([20, 200, 90]) / 255, atol=1e-6
+    )
+    assert "sign" not in json.loads((tmp_path / "out" / "records" / "dataset.json").read_text())
+
+
+def test_the_public_layout_may_get_its_channel_names_from_a_description(tmp_path):
+    raw = public_set(tmp_path / "raw")
+    write(raw, {"dataset.json": b'{"format": "mpom", "format_version": 1, "feature_names": ["dose", "t"]}'})
+    invoke(raw, "--out", tmp_path / "out", "--workers", 1)
+    (part,) = (tmp_path / "out" / "records").glob("part-*.parquet")
+    assert log_names_of(pq.read_schema(part)) == ["dose", "t"]
+
+
+def test_a_scale_for_images_that_are_no_maps_is_answered_with_the_way_out(tmp_path):
+    raw = public_set(tmp_path / "raw")
+    with pytest.raises(
+        GateError, match=r"B channel holds 90 .*; .*leave ingest.scale_nm \(--scale-nm\) unset"
+    ):
+        invoke(raw, "--out", tmp_path / "out", "--scale-nm", 16, "--workers", 1)
+
+
+HEADER = "Lot;Wafer;Tool;X;Y;dX;dY\n"
+
+
+def test_what_is_not_read_of_a_table_is_said(tmp_path):
+    rows = "".join(f"A;1;SC1;{x};10;{1 + x / 1000};0.5\n" for x in range(-100, 100, 10))
+    (tmp_path / "m.csv").write_text(HEADER + rows)
+    names = {"lot_id": "Lot", "slot": "Wafer", "wafer_x_mm": "X", "wafer_y_mm": "Y"}
+    names |= {"ovl_x_nm": "dX", "ovl_y_nm": "dY"}
+    columns = [part for pair in names.items() for part in ("--column", "=".join(pair))]
+    text = invoke(tmp_path / "m.csv", "--out", tmp_path / "out", "--delimiter", ";", *columns).stdout
+    assert "m.csv: not read: 'Tool'." in text
+    assert "no column exposure" in text
+
+
+def test_one_run_names_every_column_that_is_missing(tmp_path):
+    (tmp_path / "m.csv").write_text(HEADER + "A;1;SC1;0;0;1;1\n")
+    with pytest.raises(GateError) as caught:
+        invoke(tmp_path / "m.csv", "--out", tmp_path / "out", "--delimiter", ";")
+    for name in ("wafer_x_mm", "wafer_y_mm", "ovl_x_nm", "ovl_y_nm", "barcode", "'Tool'", "--column"):
+        assert name in str(caught.value)
+
+
+def test_field_positions_without_the_reference_are_answered_with_the_option(tmp_path):
+    header = "barcode,field_x_mm,field_y_mm,mark_x_mm,mark_y_mm,ovl_x_nm,ovl_y_nm\n"
+    (tmp_path / "m.csv").write_text(header + "W,0,0,1,1,1,1\n")
+    with pytest.raises(GateError, match=r"--reference\) to field"):
+        invoke(tmp_path / "m.csv", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["export.txt", "export.xlsx", "export"])
+def test_a_file_of_no_known_kind_is_refused_by_its_suffix(tmp_path, name):
+    (tmp_path / name).write_text(HEADER)
+    with pytest.raises(InputError, match=r"format: .*suffix: neither a zip .* nor a mark table"):
+        invoke(tmp_path / name, "--out", tmp_path / "out")
+
+
+def test_mark_tables_in_a_zip_are_answered_with_unpacking(tmp_path):
+    write(tmp_path, {"m.zip": zip_of({"m.csv": HEADER.encode()})})
+    with pytest.raises(GateError, match="mark tables, which are not read from a zip; unpack it"):
+        invoke(tmp_path / "m.zip", "--out", tmp_path / "out")
+
+
+def test_a_folder_without_anything_says_what_was_looked_for(tmp_path):
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(InputError, match=r"nothing to ingest: .*no \.zip, no mark table .*; 0 other files"):
+        invoke(tmp_path / "raw", "--out", tmp_path / "out")
 
 
 def test_errors_are_plain(tmp_path):

@@ -222,10 +222,9 @@ OVERLAY, POSITION = ["ovl_x_nm", "ovl_y_nm"], ["wafer_x_mm", "wafer_y_mm"]
 @pytest.mark.parametrize(
     ("change", "field", "reason"),
     [
-        (scaled(OVERLAY, 1e-3), "unit", "below 0.01"),
-        (scaled(OVERLAY, 1e3), "unit", "more than any overlay"),
-        (scaled(OVERLAY, 1e4), "unit", "above 1000"),
-        (scaled(OVERLAY, 0.0), "unit", "below 0.01"),
+        (scaled(OVERLAY, 1e-3), "unit", "below 0.05: less than metrology noise"),
+        (scaled(OVERLAY, 1e4), "unit", "above 150: more than any overlay"),
+        (scaled("ovl_y_nm", 0.0), "ovl_y_nm", "0 on all"),
         (swap("wafer_x_mm", "ovl_x_nm"), "ovl_x_nm", "median |ovl_x|"),
         (swap("wafer_y_mm", "ovl_y_nm"), "ovl_y_nm", "median |ovl_y|"),
         (scaled(POSITION, 1e3), "wafer_x_mm, wafer_y_mm", "wafer ends at 150 mm"),
@@ -278,6 +277,13 @@ TEXT = GOOD.to_csv(index=False)
         ("b.csv", TEXT[: len(TEXT) // 2].rpartition(",")[0].encode(), "content", "columns"),
         ("b.csv", TEXT.replace("ovl_x_nm", "dX").encode(), "columns", "no column 'ovl_x_nm'"),
         ("b.csv", TEXT.replace("barcode,", "name,").replace("lot_id", "l").encode(), "columns", "barcode"),
+        ("b.csv", b"Lot;X\n1;2\n", "delimiter", "one single column 'Lot;X'"),
+        (
+            "b.csv",
+            b"Lot,X\n1,2\n",
+            "columns",
+            "'wafer_x_mm', 'wafer_y_mm', 'ovl_x_nm', 'ovl_y_nm', 'barcode'",
+        ),
         ("b.csv", TEXT.replace("chuck_id", "slot").encode(), "columns", "'slot' occurs twice"),
         ("b.csv", "Lös".encode("latin-1"), "content", "not UTF-8"),
         ("b.csv", b"", "content", "no header"),

@@ -253,6 +253,18 @@ def test_no_records_at_all_stop_the_pipeline(make_records, tmp_path) -> None:
     assert "1 of all items are quarantined" in outcome.error
 
 
+def test_a_stopped_gate_says_why_most_records_were_rejected(make_records, tmp_path) -> None:
+    data = make_records(6).to_pydict()
+    for row in range(6):
+        data["valid"][row] = [1 if i == 2000 else 0 for i in range(4096)]
+        data["map"][row] = [v if i % 4096 == 2000 else np.nan for i, v in enumerate(data["map"][row])]
+    data["barcode"][5] = data["barcode"][4]
+    outcome = judge(tmp_path / "sparse", pa.table(data, schema=make_records(1).schema))
+    assert outcome.error is not None
+    assert "4 records for valid, for example W000000: valid on 0.000323834 of the usable" in outcome.error
+    assert "set ingest.marks.interpolate, or lower validate.min_valid_share" in outcome.error
+
+
 def test_foreign_rgb_records_without_ids_logs_and_targets_pass_and_it_is_said(make_records, tmp_path) -> None:
     nothing = {name: [None] * 6 for name in ("slot", "layer", "scanner_id", "log_lines")}
     table = make_records(6, units="rgb", target=False, times=False, lots=False, log_names=[], **nothing)

@@ -24,7 +24,7 @@ from ikddit.atomic import atomic_dir, write_json
 from ikddit.console import log, progress
 from ikddit.errors import GateError, IkdditError, InputError
 from ikddit.mpom.source import Census, Rejection
-from ikddit.mpom.survey import Survey, survey
+from ikddit.mpom.survey import SIGNS, Survey, survey
 from ikddit.mpom.tasks import ROW_GROUP, Job, Outcome, Task, Worker, part_writer, plan
 from ikddit.mpom.wafer import Clipping
 from ikddit.params import IngestParams
@@ -92,6 +92,7 @@ class _Collector:
         self.records = 0
         self.with_target = 0
         self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, Rejection] = {}
         self.clipping = Clipping()
 
     def add(self, outcome: Outcome) -> None:
@@ -144,6 +145,7 @@ class _Collector:
 
     def _reject(self, rejection: Rejection) -> None:
         self.reasons[rejection.field] += 1
+        self.examples.setdefault(rejection.field, rejection)
         line = json.dumps({**asdict(rejection), "stage": "ingest"}, ensure_ascii=False)
         self._quarantine.write(line + "\n")
 
@@ -210,10 +212,12 @@ def ingest(
             pass
     write_json(report, summary)
     if not summary["records"]:
-        reasons = ", ".join(f"{name}: {count}" for name, count in summary["quarantined_by_field"].items())
+        counts = ", ".join(f"{name}: {count}" for name, count in summary["quarantined_by_field"].items())
+        example = collector.examples[collector.reasons.most_common(1)[0][0]]
         where = Path(quarantine) / "quarantine.jsonl"
         raise GateError(
-            f"{raw}: none of {summary['found']} items is usable ({reasons}); reasons are in {where}"
+            f"{raw}: none of {summary['found']} items is usable ({counts}), for example {example.text}; "
+            f"{example.remedy} | all reasons: {where}"
         )
     log.info(
         "ingest: %d found = %d records + %d quarantined",
@@ -235,6 +239,7 @@ def _summary(found_out: Survey, collector: _Collector, census: Census) -> dict[s
         "records": collector.records,
         "quarantined": rejected,
         "quarantined_by_field": dict(sorted(collector.reasons.items())),
+        "quarantine_examples": {name: found.text for name, found in sorted(collector.examples.items())},
         "format": found_out.format,
         "units": layout.units,
         "with_target": collector.with_target,
@@ -250,10 +255,11 @@ def _summary(found_out: Survey, collector: _Collector, census: Census) -> dict[s
 
 def _description(found_out: Survey, summary: dict[str, Any]) -> dict[str, Any]:
     """The raw dataset.json and what ingest found; the records' sign is the canonical one."""
+    nm = summary["capabilities"]["nm"]
     return {
         **found_out.description,
         "units": summary["units"],
-        "sign": "current_minus_previous",
+        **({"sign": SIGNS[0]} if nm else {}),
         "feature_names": found_out.layout.log_names,
         "capabilities": summary["capabilities"],
         "notes": summary["notes"],

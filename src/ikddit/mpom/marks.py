@@ -27,10 +27,15 @@ from ikddit.mpom.wafer import Layout, place_features
 from ikddit.overlay.grid import WAFER_RADIUS_MM
 from ikddit.params import MarksParams
 
-MAX_MEDIAN_NM, MIN_MEDIAN_NM = 1000.0, 0.01
-"""A median overlay beyond these is in another unit than declared."""
+MAX_MEDIAN_NM = WAFER_RADIUS_MM
+"""Above: nm declared as um (0.5 nm become 500), or a position in mm. No process is that far off."""
+MIN_MEDIAN_NM = 0.05
+"""Below: um declared as nm (30 nm become 0.03). The noise of metrology alone (0.1 nm) has a median of 0.07."""
 _POSITION_LIKE_NM = 25.0
-_CHECK_COLUMNS = "check ingest.marks.columns"
+_SEVERAL = 10
+"""Marks from which a pattern of all of them is no coincidence."""
+_CHECK_COLUMNS = "check ingest.marks.columns (--column)"
+_CHECK_UNIT = "check ingest.marks.unit (--unit) and the columns"
 
 
 def records_of(
@@ -203,9 +208,9 @@ def _check_positions(x: Float[np.ndarray, " marks"], y: Float[np.ndarray, " mark
     radius = float(np.hypot(x, y).max())
     if radius > WAFER_RADIUS_MM:
         reason = f"a mark {radius:.6g} mm from the centre, the wafer ends at {WAFER_RADIUS_MM:g} mm"
-        remedy = f"positions must be mm from the wafer's centre; {_CHECK_COLUMNS} (swapped?) and reference"
+        remedy = f"positions must be mm from the wafer's centre; {_CHECK_COLUMNS}: swapped? --reference?"
         raise InputError(item, "wafer_x_mm, wafer_y_mm", reason, remedy)
-    if x.size >= 10 and radius < 1.0:
+    if x.size >= _SEVERAL and radius < 1.0:
         reason = f"all {x.size} marks within {radius:.3g} mm of the centre"
         raise InputError(item, "wafer_x_mm, wafer_y_mm", reason, f"positions must be in mm; {_CHECK_COLUMNS}")
 
@@ -216,20 +221,28 @@ def _check_overlay(
     y: Float[np.ndarray, " marks"],
     item: str,
 ) -> None:
+    """Both axes against the unit first: a value in the wrong unit looks like a wrong column too."""
+    sizes = {name: float(np.median(np.abs(values))) for name, values in zip("xy", ovl, strict=True)}
+    for name, values in zip("xy", ovl, strict=True):
+        if x.size >= _SEVERAL and not values.any():
+            reason = f"0 on all {x.size} marks"
+            raise InputError(item, f"ovl_{name}_nm", reason, f"a mark needs both axes; {_CHECK_COLUMNS}")
+    name = max(sizes, key=sizes.__getitem__)
+    if sizes[name] > MAX_MEDIAN_NM:
+        reason = (
+            f"median |ovl_{name}| is {sizes[name]:.4g} nm, above {MAX_MEDIAN_NM:g}: more than any overlay"
+        )
+        raise InputError(item, "unit", reason, f"nm declared as um, or another column; {_CHECK_UNIT}")
     median = float(np.median(np.abs(ovl)))
-    if median > MAX_MEDIAN_NM:
-        reason = f"median |overlay| is {median:.4g} nm, above {MAX_MEDIAN_NM:g}"
-        raise InputError(item, "unit", reason, "nm declared as um, or another column; see ingest.marks.unit")
     if median < MIN_MEDIAN_NM:
-        reason = f"median |overlay| is {median:.4g} nm, below {MIN_MEDIAN_NM:g}"
-        raise InputError(item, "unit", reason, "um declared as nm, or another column; see ingest.marks.unit")
-    for name, values, position in (("x", ovl[0], x), ("y", ovl[1], y)):
-        size, reach = float(np.median(np.abs(values))), float(np.median(np.abs(position)))
-        if size > _POSITION_LIKE_NM and size > reach:
-            if size > WAFER_RADIUS_MM:
-                reason = f"median |ovl_{name}| is {size:.4g} nm, more than any overlay"
-                raise InputError(item, "unit", reason, "nm declared as um? See ingest.marks.unit")
-            reason = f"median |ovl_{name}| is {size:.4g} nm while median |wafer_{name}| is {reach:.4g} mm"
+        reason = f"median |overlay| is {median:.4g} nm, below {MIN_MEDIAN_NM:g}: less than metrology noise"
+        raise InputError(item, "unit", reason, f"um declared as nm, or another column; {_CHECK_UNIT}")
+    for name, position in (("x", x), ("y", y)):
+        reach = float(np.median(np.abs(position)))
+        if sizes[name] > max(_POSITION_LIKE_NM, reach):
+            reason = (
+                f"median |ovl_{name}| is {sizes[name]:.4g} nm while median |wafer_{name}| is {reach:.4g} mm"
+            )
             remedy = f"position and overlay columns look swapped; {_CHECK_COLUMNS}"
             raise InputError(item, f"ovl_{name}_nm", reason, remedy)
 

@@ -43,6 +43,11 @@ class Rejection:
         """Take over the four parts of an error."""
         return cls(item, error.file, error.field, error.reason, error.remedy)
 
+    @property
+    def text(self) -> str:
+        """File, field and reason in one line."""
+        return f"{self.file}: {self.field}: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class RawItem:
@@ -275,8 +280,10 @@ def _walk_zip(
         else:
             yield from _walk_zip(data, inner, name, max_member_bytes, census)
     if not found:
-        reason = "holds no overlay_prev*.png, logs*.json or id*.txt"
-        yield _refuse(container, InputError(file, "zip", reason, "remove it or write it again"))
+        reason, remedy = "holds no overlay_prev*.png, logs*.json or id*.txt", "remove it or write it again"
+        if any(name.lower().endswith(TABLE_SUFFIXES) for name in archive.namelist()):
+            reason, remedy = "holds mark tables, which are not read from a zip", "unpack it"
+        yield _refuse(container, InputError(file, "zip", reason, remedy))
 
 
 def _sort_members(

@@ -10,30 +10,22 @@ _CAPABILITIES = {
 }
 
 
-def print_report(report: dict[str, Any], out: Path) -> None:
-    """Print an ingest report as a small table.
+def report_lines(report: dict[str, Any], out: Path) -> list[str]:
+    """Lines of an ingest report: a column of counts, then notes. Paths are never cut.
 
     Args:
         report: from `ikddit.mpom.ingest.ingest`.
         out: folder that holds records/, quarantine/ and ingest.json.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    table.add_row("found", f"{report['found']}", "items")
-    table.add_row("records", f"{report['records']}", f"{out / 'records'} ({report['units']})")
-    table.add_row("quarantined", f"{report['quarantined']}", f"{out / 'quarantine' / 'quarantine.jsonl'}")
+    rows = [
+        ("found", report["found"], "items"),
+        ("records", report["records"], f"{out / 'records'} ({report['units']})"),
+        ("quarantined", report["quarantined"], f"{out / 'quarantine' / 'quarantine.jsonl'}"),
+    ]
     for field, count in sorted(report["quarantined_by_field"].items(), key=lambda pair: (-pair[1], pair[0])):
-        table.add_row("", f"{count}", field)
-    table.add_row("target maps", f"{report['with_target']}", "")
-    table.add_row("log channels", f"{report['log_channels']}", "")
+        rows.append(("", count, f"{field}, for example {report['quarantine_examples'][field]}"))
+    rows += [("target maps", report["with_target"], ""), ("log channels", report["log_channels"], "")]
+    lines = [f"{label:<12}{count:>8}  {text}".rstrip() for label, count, text in rows]
     for name, text in _CAPABILITIES.items():
-        table.add_row("possible" if report["capabilities"][name] else "not possible", "", text)
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for note in report["notes"]:
-        console.print(f"- {note}", markup=False)
+        lines.append(f"{'possible' if report['capabilities'][name] else 'not possible':<12}{'':>8}  {text}")
+    return lines + [f"- {note}" for note in report["notes"]]

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from ikddit.errors import InputError
 from ikddit.mpom.archive import Member, Reader, open_zip, read_member
-from ikddit.mpom.logs import parse_logs, strict_json
+from ikddit.mpom.logs import Logs, parse_logs, strict_json
 from ikddit.mpom.source import DESCRIPTION, TABLE_SUFFIXES, Census, RawItem, walk
-from ikddit.mpom.tables import check_aliases
+from ikddit.mpom.tables import check_aliases, columns_of
 from ikddit.mpom.wafer import Layout
 from ikddit.overlay.grid import WAFER_RADIUS_MM
 from ikddit.params import IngestParams
@@ -56,7 +56,10 @@ def survey(root: Path, settings: IngestParams) -> Survey:
         )
     limit = int(settings.max_member_mb * 2**20)
     if root.is_file() and root.suffix.lower() in TABLE_SUFFIXES:
-        return _survey_tables(root, settings, [])
+        return _survey_tables(root, settings, [], [root.name], {})
+    if root.is_file() and root.suffix.lower() != ".zip":
+        reason = f"{root.suffix or 'no'} suffix: neither a zip of MPOM items (.zip) nor a mark table (.csv, .parquet)"
+        raise InputError(str(root), "format", reason, "export it as one of them, or rename it if it is one")
     description = read_description(root, limit)
     census = Census()
     items = walk(root, limit, census)
@@ -70,11 +73,12 @@ def survey(root: Path, settings: IngestParams) -> Survey:
             has_target = has_target or "overlay" in item.members
     if not first and not census.tables:
         reason = (
-            f"nothing to ingest: no overlay_prev*.png, no zip, no mark table ({census.ignored} other files)"
+            "nothing to ingest: no overlay_prev*.png, no .zip, no mark table (.csv, .parquet); "
+            f"{census.ignored} other files"
         )
         raise InputError(str(root), "path", reason, "give the data set's folder; see docs/data-format.md")
     if settings.format == "marks" or (settings.format == "auto" and census.tables and not is_mpom):
-        return _survey_tables(root, settings, first)
+        return _survey_tables(root, settings, first, census.tables, description)
     if not first:
         raise InputError(str(root), "format", "no MPOM item, only mark tables", "set ingest.format to marks")
     if not description and census.descriptions:
@@ -83,22 +87,67 @@ def survey(root: Path, settings: IngestParams) -> Survey:
             f"{root}/{DESCRIPTION}", "file", reason, "ingest that folder, one data set at a time"
         )
     scale_nm, flip_sign, names = check_description(description, settings)
-    if names is None:
-        names = _common_names(root, first, limit)
-    layout = Layout(names, scale_nm, flip_sign, settings.image_size, has_target)
-    return Survey(root, "mpom", description, layout, _notes(layout, description, census))
+    logs = _sample_logs(root, first, limit)
+    layout = Layout(names or _common_names(logs), scale_nm, flip_sign, settings.image_size, has_target)
+    notes = _notes(layout, description, census)
+    if logs and all(log.ids is None for log in logs):
+        notes.append(
+            "No ids in the logs: the integer of id*.txt is kept as public_id, which no model reads; barcodes "
+            "are file names."
+        )
+    if logs and names is None and all(log.names is None for log in logs):
+        notes.append(
+            "No channel names: they are called feature_000 and so on. A model finds channels by name; "
+            "dataset.json can give them as feature_names."
+        )
+    return Survey(root, "mpom", description, layout, notes)
 
 
-def _survey_tables(root: Path, settings: IngestParams, items: list[RawItem]) -> Survey:
-    check_aliases(settings.marks)
-    names = _common_names(root, items, int(settings.max_member_mb * 2**20))
-    layout = Layout(names, 1.0, settings.marks.sign == SIGNS[1])
+def _survey_tables(
+    root: Path, settings: IngestParams, items: list[RawItem], tables: list[str], description: dict[str, Any]
+) -> Survey:
+    marks = settings.marks
+    check_aliases(marks)
+    for key, name, declared in (
+        ("units", "unit", marks.unit),
+        ("sign", "sign", marks.sign),
+        ("reference", "reference", marks.reference),
+    ):
+        if description.get(key, declared) != declared:
+            reason = f"{description[key]!r}, but ingest.marks.{name} is {declared!r}"
+            raise InputError(
+                DESCRIPTION, key, reason, f"set ingest.marks.{name} (--{name}), or mend the file"
+            )
+    names = _common_names(_sample_logs(root, items, int(settings.max_member_mb * 2**20)))
+    layout = Layout(names, 1.0, marks.sign == SIGNS[1])
     notes = ["Maps were rasterised from mark tables: mean of the valid marks of each pixel, in nm."]
-    if settings.marks.interpolate:
+    if marks.interpolate:
         notes.append("Pixels without a mark were interpolated: there mark_count is 0 and valid is 1.")
+    notes += _table_notes(root, tables, settings)
     if not names:
         notes.append("No logs beside the tables (logs_<barcode>.json): log features are empty.")
-    return Survey(root, "marks", {}, layout, notes)
+    return Survey(root, "marks", description, layout, notes)
+
+
+def _table_notes(root: Path, tables: list[str], settings: IngestParams) -> list[str]:
+    """What the first readable table does not give; the others are taken to be like it."""
+    for file in tables:
+        try:
+            has, unread = columns_of(root if root.is_file() else root / file, file, settings.marks)
+        except InputError:
+            continue  # is met again, and quarantined, when the table is read
+        notes = []
+        if unread:
+            shown = ", ".join(map(repr, unread[:30])) + (", ..." if len(unread) > 30 else "")
+            notes.append(
+                f"{file}: not read: {shown}. Ids among them: name them with --column (scanner_id=...)."
+            )
+        if "exposure" not in has:
+            notes.append(
+                f"{file}: no column exposure: every mark is of the current exposure, previous maps are empty."
+            )
+        return notes
+    return []
 
 
 def read_description(root: Path, max_bytes: int) -> dict[str, Any]:
@@ -217,20 +266,27 @@ def _scale(description: dict[str, Any], settings: IngestParams) -> float | None:
     return float(declared)
 
 
-def _common_names(root: Path, items: list[RawItem], max_bytes: int) -> list[str]:
-    """Channel names that most of the first items share; made up from the count where no file has names."""
+def _sample_logs(root: Path, items: list[RawItem], max_bytes: int) -> list[Logs]:
+    """Logs of the given items, as far as they can be read."""
     reader = Reader(root, max_bytes)
-    votes: Counter[tuple[str, ...]] = Counter()
+    found = []
     for item in items:
         if item.rejection is None and "logs" in item.members:
+            member = item.members["logs"]
             try:
-                member = item.members["logs"]
-                logs = parse_logs(reader.read(item.container, member), item.container.name(member.name))
+                data = reader.read(item.container, member)
+                found.append(parse_logs(data, item.container.name(member.name)))
             except InputError:
                 continue  # is met again, and quarantined, when the item is read
-            names = logs.names or [f"feature_{i:03d}" for i in range(len(logs.features))]
-            votes[tuple(names)] += 1
     reader.close()
+    return found
+
+
+def _common_names(logs: list[Logs]) -> list[str]:
+    """Channel names that most logs share; made up from the count where they have no names."""
+    votes = Counter(
+        tuple(log.names or (f"feature_{i:03d}" for i in range(len(log.features)))) for log in logs
+    )
     return list(votes.most_common(1)[0][0]) if votes else []
 
 

@@ -1,7 +1,9 @@
 """Mark tables as files: CSV and Parquet with any column names, split into wafers, streamed if large."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,10 @@ from ikddit.errors import InputError, ParamsError
 from ikddit.mpom.schema import ID_FIELDS
 from ikddit.params import MarksParams
 
-NUMBERS = (
-    "wafer_x_mm",
-    "wafer_y_mm",
-    "field_x_mm",
-    "field_y_mm",
-    "mark_x_mm",
-    "mark_y_mm",
-    "ovl_x_nm",
-    "ovl_y_nm",
-)
+_OVERLAY = ("ovl_x_nm", "ovl_y_nm")
+_WAFER_POSITIONS = ("wafer_x_mm", "wafer_y_mm")
+_FIELD_POSITIONS = ("field_x_mm", "field_y_mm", "mark_x_mm", "mark_y_mm")
+NUMBERS = (*_WAFER_POSITIONS, *_FIELD_POSITIONS, *_OVERLAY)
 TEXTS = ("barcode", "lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at", "exposure", "valid")
 UNUSED = ("field_col", "field_row", "tis_x_nm", "tis_y_nm", "qmerit")
 """Columns that canonical tables may hold and that records do not."""
@@ -60,7 +56,7 @@ def resolve_columns(found: Sequence[str], settings: MarksParams, file: str) -> d
     """Canonical name -> name in the file, of the columns that are there and used.
 
     Raises:
-        InputError: a required or declared column is missing, or one occurs twice.
+        InputError: required or declared columns are missing (all of them are named), or one occurs twice.
 
     >>> aliases = {"lot_id": "Lot", "slot": "Wafer", "wafer_x_mm": "X", "wafer_y_mm": "Y"}
     >>> settings = MarksParams(columns={**aliases, "ovl_x_nm": "dX", "ovl_y_nm": "dY"})
@@ -68,20 +64,20 @@ def resolve_columns(found: Sequence[str], settings: MarksParams, file: str) -> d
     'X'
     """
     columns: dict[str, str] = {}
+    missing: list[str] = []
     for name in (*TEXTS, *NUMBERS):
         alias = settings.columns.get(name, name)
         if alias in found:
             columns[name] = alias
         elif name in settings.columns:
-            raise _missing(file, name, alias, found, settings)
-    needed = ["ovl_x_nm", "ovl_y_nm", "wafer_x_mm", "wafer_y_mm"]
-    if settings.reference == "field":
-        needed[2:] = ["field_x_mm", "field_y_mm", "mark_x_mm", "mark_y_mm"]
-    for name in needed:
-        if name not in columns:
-            raise _missing(file, name, name, found, settings)
+            missing.append(f"{alias!r} (declared for {name})")
+    positions = _FIELD_POSITIONS if settings.reference == "field" else _WAFER_POSITIONS
+    needed = [name for name in (*positions, *_OVERLAY) if name not in {*columns, *settings.columns}]
+    missing += map(repr, needed)
     if "barcode" not in columns and not ("lot_id" in columns and columns.keys() & {"slot", "wafer_id"}):
-        raise _missing(file, "barcode (or lot_id with slot or wafer_id)", "barcode", found, settings)
+        missing.append("'barcode' (or lot_id with slot or wafer_id)")
+    if missing:
+        raise _missing(file, missing, found, settings)
     for alias in columns.values():
         if list(found).count(alias) > 1:
             raise InputError(file, "columns", f"{alias!r} occurs twice in the header", "rename one of them")
@@ -93,15 +89,29 @@ def resolve_columns(found: Sequence[str], settings: MarksParams, file: str) -> d
     return columns
 
 
-def _missing(file: str, name: str, alias: str, found: Sequence[str], settings: MarksParams) -> InputError:
+def _missing(file: str, missing: list[str], found: Sequence[str], settings: MarksParams) -> InputError:
     if len(found) == 1:
         for delimiter in ";\t|, ":
             if delimiter != settings.delimiter and delimiter in found[0].strip():
                 reason = f"one single column {found[0][:60]!r}"
-                return InputError(file, "delimiter", reason, f"set ingest.marks.delimiter to {delimiter!r}")
-    shown = ", ".join(map(repr, found[:30]))
-    remedy = f"map it in {_COLUMNS}, for example {{{name.partition(' ')[0]}: its name in the file}}"
-    return InputError(file, "columns", f"no column {alias!r} for {name}; found {shown}", remedy)
+                remedy = f"set ingest.marks.delimiter (--delimiter) to {delimiter!r}"
+                return InputError(file, "delimiter", reason, remedy)
+    shown = ", ".join(map(repr, found[:30])) + (", ..." if len(found) > 30 else "")
+    remedy = f"name the file's own columns in {_COLUMNS} (--column wafer_x_mm='its name in the file')"
+    if settings.reference == "wafer" and set(_FIELD_POSITIONS) <= {*found, *settings.columns}:
+        remedy = "set ingest.marks.reference (--reference) to field if positions are given field by field"
+    return InputError(file, "columns", f"no column {', '.join(missing)}; found {shown}", remedy)
+
+
+def columns_of(path: Path, file: str, settings: MarksParams) -> tuple[set[str], list[str]]:
+    """Canonical columns that a table has, and its own columns (by their own names) that nothing is read from.
+
+    Raises:
+        InputError: the table cannot be read.
+    """
+    table = _open(path, file, settings)
+    read = {*table.columns.values(), *(settings.columns.get(name, name) for name in UNUSED)}
+    return set(table.columns), [name for name in table.found if name not in read]
 
 
 def wafers_of(
@@ -115,22 +125,34 @@ def wafers_of(
     Raises:
         InputError: the file as a whole cannot be read.
     """
-    try:
-        table = (
-            _ParquetTable(path, file, settings)
-            if path.suffix.lower() == ".parquet"
-            else _CsvTable(path, file, settings)
-        )
+    table = _open(path, file, settings)
+    with _plain_errors(file):
         if table.size <= whole_bytes:
             yield from _split(table.read(), file)
         else:
             _check_order(table, file)
             yield from _stream(table, file)
+
+
+def _open(path: Path, file: str, settings: MarksParams) -> "_CsvTable | _ParquetTable":
+    with _plain_errors(file):
+        kind = _ParquetTable if path.suffix.lower() == ".parquet" else _CsvTable
+        return kind(path, file, settings)
+
+
+@contextmanager
+def _plain_errors(file: str) -> Iterator[None]:
+    """Turn what Arrow and the system raise into an `InputError`."""
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is not None:
+            reason = f"not readable: {os.strerror(number)}"
+            raise InputError(file, "file", reason, "check it and its permissions") from None
         reason = str(error).partition("\n")[0]
-        raise InputError(
-            file, "content", reason, "the file may be damaged or cut short; export it again"
-        ) from None
+        remedy = "the file may be damaged or cut short; export it again"
+        raise InputError(file, "content", reason, remedy) from None
 
 
 class _CsvTable:
@@ -139,27 +161,27 @@ class _CsvTable:
     def __init__(self, path: Path, file: str, settings: MarksParams) -> None:
         self._path = path
         self.size = path.stat().st_size
-        self._found = _csv_header(path, file, settings.delimiter)
-        self._columns = resolve_columns(self._found, settings, file)
+        self.found = _csv_header(path, file, settings.delimiter)
+        self.columns = resolve_columns(self.found, settings, file)
         self._delimiter = settings.delimiter
 
     def _options(self, names: Sequence[str], numbers: pa.DataType) -> dict[str, Any]:
-        types = {alias: numbers if name in NUMBERS else pa.string() for name, alias in self._columns.items()}
+        types = {alias: numbers if name in NUMBERS else pa.string() for name, alias in self.columns.items()}
         return {
             "read_options": pacsv.ReadOptions(
-                use_threads=False, block_size=_BLOCK_BYTES, skip_rows=1, column_names=self._found
+                use_threads=False, block_size=_BLOCK_BYTES, skip_rows=1, column_names=self.found
             ),
             "parse_options": pacsv.ParseOptions(delimiter=self._delimiter),
             "convert_options": pacsv.ConvertOptions(
                 column_types=types,
-                include_columns=[self._columns[name] for name in names],
+                include_columns=[self.columns[name] for name in names],
                 null_values=NULLS,
                 strings_can_be_null=True,
             ),
         }
 
     def read(self) -> pa.Table:
-        names = list(self._columns)
+        names = list(self.columns)
         try:
             table = pacsv.read_csv(self._path, **self._options(names, pa.float64()))
         except pa.ArrowInvalid as error:
@@ -170,7 +192,7 @@ class _CsvTable:
         return table.rename_columns(names)
 
     def batches(self, only_ids: bool) -> Iterator[pa.Table]:
-        names = [name for name in self._columns if not only_ids or name in _IDENTITY]
+        names = [name for name in self.columns if not only_ids or name in _IDENTITY]
         with pacsv.open_csv(self._path, **self._options(names, pa.string())) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch]).rename_columns(names)
@@ -183,26 +205,27 @@ class _ParquetTable:
         self._parquet = pq.ParquetFile(path)
         meta = self._parquet.metadata
         self.size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        self._columns = resolve_columns(self._parquet.schema_arrow.names, settings, file)
+        self.found = list(self._parquet.schema_arrow.names)
+        self.columns = resolve_columns(self.found, settings, file)
         self._file = file
 
     def _canonical(self, table: pa.Table, names: Sequence[str]) -> pa.Table:
         arrays: dict[str, Any] = {}
         for name in names:
-            column = table[self._columns[name]]
+            column = table[self.columns[name]]
             arrays[name] = (
                 column if name in NUMBERS or name == "exposed_at" else _as_text(column, self._file, name)
             )
         return pa.table(arrays)
 
     def read(self) -> pa.Table:
-        names = list(self._columns)
-        table = self._parquet.read(columns=list(self._columns.values()), use_threads=False)
+        names = list(self.columns)
+        table = self._parquet.read(columns=list(self.columns.values()), use_threads=False)
         return self._canonical(table, names)
 
     def batches(self, only_ids: bool) -> Iterator[pa.Table]:
-        names = [name for name in self._columns if not only_ids or name in _IDENTITY]
-        aliases = [self._columns[name] for name in names]
+        names = [name for name in self.columns if not only_ids or name in _IDENTITY]
+        aliases = [self.columns[name] for name in names]
         for batch in self._parquet.iter_batches(columns=aliases, use_threads=False):
             yield self._canonical(pa.Table.from_batches([batch]), names)
 

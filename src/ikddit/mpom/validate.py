@@ -108,7 +108,8 @@ def validate(
     )
     if failed:
         shutil.rmtree(target, ignore_errors=True)
-        raise GateError("validate: " + " | ".join(failed) + f" | report: {reports}/index.html")
+        said = [*failed, *_commonest(list(rejected.values())), f"report: {reports}/index.html"]
+        raise GateError("validate: " + " | ".join(said))
     _write_good(Path(target), parts, facts, set(rejected))
     log.info("validated %d of %d records, %d to quarantine", metrics["records"], len(frame), len(rejected))
     return metrics
@@ -177,6 +178,15 @@ def _rejected(frame: "pd.DataFrame", results: list[RuleResult]) -> dict[int, dic
             "also": [{"field": f.rule.name, "reason": f.rule.reason(f.value)} for f in others],
         }
     return entries
+
+
+def _commonest(rejected: list[dict[str, Any]]) -> list[str]:
+    """The most frequent reason of rejected records, in words; empty where none was rejected."""
+    if not rejected:
+        return []
+    ((field, count),) = Counter(entry["field"] for entry in rejected).most_common(1)
+    entry = next(entry for entry in rejected if entry["field"] == field)
+    return [f"{count} records for {field}, for example {entry['item']}: {entry['reason']}; {entry['remedy']}"]
 
 
 def _text(value: Any) -> str | None:

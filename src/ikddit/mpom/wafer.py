@@ -111,7 +111,7 @@ def _check_partners(item: RawItem, layout: Layout) -> None:
         partners["overlay"] = "overlay*.png"
     for role, pattern in partners.items():
         if role not in item.members:
-            remedy = "add the file"
+            remedy = "add the file beside the others of its key"
             if role == "overlay":
                 remedy += ", or ingest wafers without a measured map as a data set of their own"
             raise InputError(f"{item.name}: {pattern}", role, "missing partner", remedy)

@@ -1,4 +1,4 @@
-"""Simulated data on disk in the MPOM layout: PNG, JSON and TXT, one zip (or folder) per lot."""
+"""Simulated data on disk: MPOM items (PNG, JSON, TXT; one zip or folder per lot), or mark tables with logs."""
 
 import io
 import json
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
 from ikddit.atomic import atomic_dir, write_json
 from ikddit.console import log, progress
@@ -30,6 +32,7 @@ from ikddit.simulator.constants import (
 from ikddit.simulator.floors import LotFloor, floor_report, lot_floor, subset_stride
 from ikddit.simulator.logs import FEATURE_NAMES, features, log_lines
 from ikddit.simulator.parallel import map_lots
+from ikddit.simulator.tables import mark_table
 from ikddit.simulator.wafers import Wafers, draw_lots, line_stream, lot_name, lot_numbers
 
 FAB_EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
@@ -74,21 +77,12 @@ def wafer_files(
     wafers: Wafers, params: SimulateParams, rng: np.random.Generator
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the files of one lot as (name, content); `rng` draws its nuisance log lines."""
-    values, missing = features(wafers)
     images = rgb_from_nm(wafers.map, wafers.valid, params.scale_nm)
     prev_images = rgb_from_nm(wafers.prev_map, wafers.prev_valid, params.scale_nm)
-    names = np.array(FEATURE_NAMES)
-    for i, key in enumerate(wafers.barcode):
-        record = {
-            "features": values[i].tolist(),
-            "feature_names": FEATURE_NAMES,
-            "missing": names[missing[i]].tolist(),
-            "lines": log_lines(wafers, i, rng),
-            "ids": ids_of(wafers, i),
-        }
+    for i, (key, logs) in enumerate(_logs_files(wafers, rng)):
         yield f"overlay_prev_{key}.png", encode_png(prev_images[i])
         yield f"overlay_{key}.png", encode_png(images[i])
-        yield f"logs_{key}.json", json.dumps(record, allow_nan=False).encode()
+        yield f"logs_{key}.json", logs
         yield f"id_{key}.txt", f"{public_id(wafers, i)}\n".encode()
         if params.npz:
             arrays = {"map": wafers.map[i], "prev_map": wafers.prev_map[i]}
@@ -98,9 +92,39 @@ def wafer_files(
             yield f"maps_{key}.npz", buffer.getvalue()
 
 
+def _logs_files(wafers: Wafers, rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
+    """Barcode and content of logs_<barcode>.json of each wafer."""
+    values, missing = features(wafers)
+    names = np.array(FEATURE_NAMES)
+    for i, key in enumerate(wafers.barcode):
+        record = {
+            "features": values[i].tolist(),
+            "feature_names": FEATURE_NAMES,
+            "missing": names[missing[i]].tolist(),
+            "lines": log_lines(wafers, i, rng),
+            "ids": ids_of(wafers, i),
+        }
+        yield key, json.dumps(record, allow_nan=False).encode()
+
+
+def _write_tables(params: SimulateParams, folder: Path, name: str, wafers: Wafers) -> None:
+    """One mark table of the lot, and the logs of its wafers beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = mark_table(wafers, [ids_of(wafers, i) for i in range(len(wafers))])
+    if params.layout == "csv":
+        pacsv.write_csv(table, folder / f"marks_{name}.csv")
+    else:
+        pq.write_table(table, folder / f"marks_{name}.parquet", compression="zstd")
+    for key, logs in _logs_files(wafers, line_stream(params, int(wafers.lot[0]))):
+        (folder / f"logs_{key}.json").write_bytes(logs)
+
+
 def write_lot(params: SimulateParams, folder: Path, wafers: Wafers) -> None:
-    """Write one lot below `folder`/lots as a zip or a folder; the same wafers give the same bytes."""
+    """Write one lot below `folder`/lots as `params.layout` says; the same wafers give the same bytes."""
     name = lot_name(params, int(wafers.lot[0]))
+    if params.layout in ("csv", "parquet"):
+        _write_tables(params, folder / "lots", name, wafers)
+        return
     files = wafer_files(wafers, params, line_stream(params, int(wafers.lot[0])))
     lots = folder / "lots"
     if params.layout == "folders":
