@@ -148,7 +148,7 @@ class Generator:
         mean = self.model.mean(conditions)
         cache = self.model.condition(conditions).repeat_interleave(n)
         noise, order = [], []
-        tokens = self.model.student.encoder.size.tokens
+        tokens = self.model.student.encoder.tokens
         for barcode in split.barcode[block]:
             generator = torch.Generator().manual_seed(_wafer_seed(seed, barcode))
             noise.append(torch.randn(n, 2, 64, 64, generator=generator))

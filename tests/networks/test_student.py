@@ -3,19 +3,11 @@
 import pytest
 import torch
 
-from ikddit.embedding.encoders import ConditionTokens
 from ikddit.networks.blocks import Block
 from ikddit.networks.masking import complement, draw_visible, gather_tokens, scatter_tokens
+from ikddit.networks.outline import groups_of_four
 from ikddit.networks.student import Student
-
-
-def made_condition(batch: int, tokens: int = 5, dim: int = 16) -> ConditionTokens:
-    g = torch.Generator().manual_seed(0)
-    return ConditionTokens(
-        torch.randn(batch, tokens, dim, generator=g),
-        torch.zeros(batch, tokens, dtype=torch.bool),
-        torch.randn(batch, 3 * dim, generator=g),
-    )
+from made_students import made_condition, woken
 
 
 def test_block_is_the_identity_at_initialisation():
@@ -38,14 +30,14 @@ def test_hidden_token_still_sees_its_own_pixels():
     student = Student("T/8", 16)
     torch.nn.init.normal_(student.decoder.head.weight, std=0.1)
     cache = student.encoder.cache(made_condition(1))
-    visible = torch.arange(32, 64)[None]  # the top half is hidden
+    visible = torch.arange(30, 60)[None]  # the top half is hidden
     x = torch.randn(1, 2, 64, 64)
     changed = x.clone()
-    changed[:, :, :8, :8] += 1.0  # token 0, hidden
+    changed[:, :, :8, 8:16] += 1.0  # token 0, hidden: the corner patch is no token
     valid, noise = torch.ones(1, 1, 64, 64), torch.zeros(1)
     a, _ = student(x, valid, noise, cache, visible)
     b, _ = student(changed, valid, noise, cache, visible)
-    assert (a - b)[:, :, :8, :8].abs().max() > 1e-4
+    assert (a - b)[:, :, :8, 8:16].abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.7])
@@ -57,7 +49,9 @@ def test_visible_and_hidden_make_all_tokens_once(ratio):
 
 
 def test_half_mask_shows_two_of_every_two_by_two_group():
-    visible = draw_visible(4, 64, 0.5, torch.Generator().manual_seed(2))
+    visible = draw_visible(
+        4, 64, 0.5, torch.Generator().manual_seed(2), groups_of_four(torch.arange(64), 8)
+    )
     seen = torch.zeros(4, 64).scatter_(1, visible, 1.0).view(4, 8, 8)
     groups = seen.unfold(1, 2, 2).unfold(2, 2, 2).sum((-1, -2))
     assert torch.equal(groups, torch.full_like(groups, 2.0))

@@ -65,7 +65,7 @@ def made_trainer(**train) -> Trainer:
 
 def test_teacher_receives_no_gradient_and_discriminator_none_from_the_student():
     trainer = made_trainer()
-    batch = draw_batch(made_data(), 0, trainer.params, 64)
+    batch = draw_batch(made_data(), 0, trainer.params, trainer.student.encoder.tokens)
     terms = compute_terms(
         trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch
     )
@@ -79,7 +79,7 @@ def test_teacher_receives_no_gradient_and_discriminator_none_from_the_student():
 
 def test_total_is_equation_8():
     trainer = made_trainer()
-    batch = draw_batch(made_data(), 0, trainer.params, 64)
+    batch = draw_batch(made_data(), 0, trainer.params, trainer.student.encoder.tokens)
     t = compute_terms(trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch)
     torch.testing.assert_close(t.total(0.3, 0.2), t.dsm + 0.3 * t.mae + 0.2 * t.generator)
 
@@ -142,12 +142,12 @@ def test_masked_inference_refreshes_every_token_every_other_step():
         torch.randn(2, 6, 16), torch.zeros(2, 6, dtype=torch.bool), torch.randn(2, 48)
     )
     cache = model.student.encoder.cache(condition)
-    order = torch.rand(2, 64).argsort(1)
+    order = torch.rand(2, 60).argsort(1)
     with torch.no_grad():
         model.sample_residual(torch.randn(2, 2, 64, 64), cache, 8, "masked", order=order)
     assert [v is None for v in seen] == [True, True, False, False, False, False, True, True]
     for a, b in itertools.pairwise(seen[2:6]):
-        assert torch.equal(torch.cat([a, b], 1).sort(1).values, torch.arange(64).expand(2, -1))
+        assert torch.equal(torch.cat([a, b], 1).sort(1).values, torch.arange(60).expand(2, -1))
 
 
 def test_screening_finds_the_planted_interaction():

@@ -99,9 +99,11 @@ class OverlayModel(nn.Module):
         valid = self.usable.expand(len(x), -1, -1, -1)
         with self.autocast():
             encoder = self.student.encoder
-            shallow, modulation = encoder.shallow(c_in * x * valid, valid, c_noise.flatten(), cache)
-            full, _ = self.student.deep_full(shallow, modulation, cache, visible, deep)
-            raw = self.student.decoder(shallow, full, modulation)
+            known = encoder.attendable(self.usable)
+            known = None if known is None else known.expand(len(x), -1)
+            shallow, modulation = encoder.shallow(c_in * x * valid, valid, c_noise.flatten(), cache, known)
+            full, _ = self.student.deep_full(shallow, modulation, cache, visible, deep, known=known)
+            raw = self.student.decoder(shallow, full, modulation, known)
         return c_skip * x + c_out * raw.float(), full
 
     def sample_residual(
@@ -124,7 +126,7 @@ class OverlayModel(nn.Module):
             order: a permutation of the token positions per sample; needed for masked inference.
         """
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        tokens = self.student.encoder.size.tokens
+        tokens = self.student.encoder.tokens
         count = visible_count(tokens, ratio)
         deep: Tensor | None = None
         evaluations = steps if sampler == "dpm" else 2 * steps - 1

@@ -136,7 +136,7 @@ def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: Checkpo
     report: dict[str, float | int | str] = {
         "train_wafers": len(train),
         "model": params.model,
-        "tokens": model.student.encoder.size.tokens,
+        "tokens": model.student.encoder.tokens,
         "student_parameters": sum(p.numel() for p in model.student.parameters()),
         "mean_parameters": sum(p.numel() for p in model.mean.parameters()),
         "sigma_data_nm": sigma_data * normaliser.sigma_nm,
@@ -167,5 +167,9 @@ def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: 
         save_file(state, scratch / "model.safetensors")
         write_json(
             scratch / "config.json",
-            {"model": trainer.params.model, "context_dim": trainer.model.config.embedding.dim},
+            {
+                "model": trainer.params.model,
+                "context_dim": trainer.model.config.embedding.dim,
+                "discriminator": trainer.params.train.discriminator,
+            },
         )

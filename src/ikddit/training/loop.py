@@ -19,7 +19,7 @@ from ikddit.diffusion.edm import draw_sigma
 from ikddit.diffusion.model import OverlayModel
 from ikddit.embedding.encoders import ConditionTokens
 from ikddit.errors import TrainingError
-from ikddit.networks.discriminator import ImplicitDiscriminator
+from ikddit.networks.discriminator import make_discriminator
 from ikddit.networks.masking import draw_visible
 from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile
@@ -30,7 +30,7 @@ log = logging.getLogger("ikddit")
 CURVE_EVERY = 10
 CURVE_COLUMNS = (
     "step", "loss", "dsm", "mae", "generator", "discriminator", "discriminator_accuracy",
-    "alignment_cosine", "gate", "grad_norm", "learning_rate",
+    "alignment_cosine", "alignment_cka", "gate", "gate_max", "grad_norm", "learning_rate",
 )  # fmt: skip
 
 
@@ -57,7 +57,9 @@ def tail_start(params: Params) -> int:
     return round(params.train.steps * (1 - params.train.unmasked_tail))
 
 
-def draw_batch(data: TrainingData, step: int, params: Params, tokens: int) -> TrainingBatch:
+def draw_batch(
+    data: TrainingData, step: int, params: Params, tokens: int, groups: Tensor | None = None
+) -> TrainingBatch:
     """Step `step`'s batch: everything random derives from (seed, step), so resume needs no sampler state."""
     t = params.train
     rng = np.random.default_rng([params.seed, step])
@@ -72,7 +74,7 @@ def draw_batch(data: TrainingData, step: int, params: Params, tokens: int) -> Tr
         condition=_as_float(data.condition[index]).dropped(drop),
         sigma=draw_sigma(size, t.p_mean, t.p_std, generator),
         noise=torch.randn(size, 2, 64, 64, generator=generator),
-        visible=draw_visible(size, tokens, params.mask_ratio, generator) if masked else None,
+        visible=draw_visible(size, tokens, params.mask_ratio, generator, groups) if masked else None,
     )
 
 
@@ -102,15 +104,14 @@ class Trainer:
         self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
         self.average = copy.deepcopy(self.student).requires_grad_(False)
         width, context = self.student.encoder.size.width, model.config.embedding.dim
-        implicit = params.train.discriminator == "implicit"
-        self.discriminator = ImplicitDiscriminator(width, context).to(device) if implicit else None
+        made = make_discriminator(params.train.discriminator, width, context)
+        self.discriminator = None if made is None else made.to(device)
         self.optimiser = self._adamw(self.student, params.train.learning_rate, 0.01)
-        self.opponent = self._adamw(self.discriminator, params.train.learning_rate, 0.0) if implicit else None
+        self.opponent = None if made is None else self._adamw(made, params.train.learning_rate, 0.0)
         self.step = 0
         self.rows: list[list[float]] = []
 
-    def _adamw(self, module: nn.Module | None, rate: float, decay: float) -> torch.optim.AdamW:
-        assert module is not None
+    def _adamw(self, module: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
         return torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay)
 
     def state(self) -> dict[str, Any]:
@@ -141,7 +142,9 @@ class Trainer:
         """One step of student and discriminator; returns the curve values."""
         params = self.params
         rate = learning_rate(self.step, params)
-        batch = _move(draw_batch(data, self.step, params, self.student.encoder.size.tokens), self.device)
+        encoder = self.student.encoder
+        drawn = draw_batch(data, self.step, params, encoder.tokens, encoder.groups)
+        batch = _move(drawn, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=params.train.precision == "bf16"):
             terms = compute_terms(
                 self.student, self.teacher, self.discriminator, self.model.precondition, batch
@@ -158,12 +161,13 @@ class Trainer:
                 "lower train.learning_rate or set train.precision: fp32; the last checkpoint is kept"
             )
         self.optimiser.step()
-        if self.opponent is not None:
+        if self.discriminator is not None and self.opponent is not None:
             for group in self.opponent.param_groups:
                 group["lr"] = rate
             self.opponent.zero_grad(set_to_none=True)
             terms.discriminator.backward()  # type: ignore[no-untyped-call]
             self.opponent.step()
+            self.discriminator.after_step()
         self.step += 1
         update_average(self.teacher, self.student.encoder, params.train.teacher_decay)
         update_average(self.average, self.student, power_decay(self.step, params.train.ema_gamma))
@@ -179,7 +183,9 @@ class Trainer:
             "discriminator": float(terms.discriminator.detach()),
             "discriminator_accuracy": terms.accuracy,
             "alignment_cosine": terms.alignment,
+            "alignment_cka": terms.cka,
             "gate": float(torch.stack(gates).mean()),
+            "gate_max": float(torch.stack(gates).max()),
             "grad_norm": float(norm),
             "learning_rate": rate,
         }
