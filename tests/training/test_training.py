@@ -1,6 +1,8 @@
 """The objective and the loop: who gets a gradient, exact resume, NaN guard, the mean's parts."""
 
+import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from ikddit.errors import ModelError, TrainingError
 from ikddit.networks.mean import MeanConfig, SpotLine, interaction_columns, spot_grid
 from ikddit.params import parse_params
 from ikddit.training.checkpoint import CheckpointFile
-from ikddit.training.loop import Trainer, TrainingData, draw_batch
+from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
 from ikddit.training.mean import _out_of_fold, _ridge, _screen, _splat, located_lines
 from ikddit.training.objective import compute_terms
 
@@ -82,6 +84,60 @@ def test_total_is_equation_8():
     batch = draw_batch(made_data(), 0, trainer.params, trainer.student.encoder.tokens)
     t = compute_terms(trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch)
     torch.testing.assert_close(t.total(0.3, 0.2), t.dsm + 0.3 * t.mae + 0.2 * t.generator)
+
+
+@pytest.mark.parametrize("kind", ["implicit", "cosine", "prototype", "none"])
+def test_every_discriminator_trains_and_logs_its_alignment(kind):
+    trainer = made_trainer(discriminator=kind, steps=3)
+    before = copy.deepcopy(trainer.student.state_dict())
+    (row,) = trainer.run(made_data())
+    curve = dict(zip(CURVE_COLUMNS, row, strict=True))
+    assert curve["step"] == 3
+    assert any(not torch.equal(before[name], value) for name, value in trainer.student.state_dict().items())
+    watched = [curve[c] for c in ("discriminator_accuracy", "alignment_cosine", "alignment_cka")]
+    if kind == "none":
+        assert all(math.isnan(v) for v in watched)
+        assert curve["generator"] == curve["discriminator"] == 0
+    else:
+        assert 0 <= watched[0] <= 1
+        assert -1 <= watched[1] <= 1
+        assert 0 < watched[2] <= 1
+        assert curve["discriminator"] > 0
+        assert all(p.grad is None for p in trainer.teacher.parameters())
+    assert 0 < curve["gate"] <= curve["gate_max"] < 1
+
+
+@pytest.mark.parametrize("kind", ["cosine", "prototype"])
+def test_state_of_a_discriminator_survives_a_resume(kind):
+    data = made_data()
+    whole = made_trainer(discriminator=kind, steps=4)
+    whole.run(data)
+    first = made_trainer(discriminator=kind, steps=4)
+    for _ in range(2):
+        first.train_step(data)
+    second = made_trainer(discriminator=kind, steps=4)
+    second.restore(copy.deepcopy(first.state()))
+    second.run(data)
+    for name, value in whole.discriminator.state_dict().items():
+        assert torch.equal(second.discriminator.state_dict()[name], value), name
+
+
+def test_unmeasured_pixels_do_not_enter_the_terms():
+    trainer = made_trainer()
+    data = made_data()
+    data.valid[:, :, 8:24, 8:24] = 0
+    terms = []
+    for value in (0.0, 50.0):
+        data.residual[:, :, 8:24, 8:24] = value
+        batch = draw_batch(data, 0, trainer.params, trainer.student.encoder.tokens)
+        trainer.discriminator.load_state_dict(made_trainer().discriminator.state_dict())
+        terms.append(
+            compute_terms(
+                trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch
+            )
+        )
+    assert torch.equal(terms[0].dsm, terms[1].dsm)
+    assert torch.equal(terms[0].discriminator, terms[1].discriminator)
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
