@@ -72,6 +72,10 @@ class Generator:
         """
         folder = _from_registry(str(path)) if str(path).startswith("models:/") else Path(path)
         model = OverlayModel.load(folder, device)
+        if model.codec is not None:
+            raise ModelError(
+                f"{folder}: diffuses latents; sample and decode it through OverlayModel (docs/model.md)"
+            )
         try:
             normaliser = Normaliser.load(folder / "normaliser.json")
             vocabularies = Vocabularies.load(folder / "vocabularies.json")

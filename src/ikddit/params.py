@@ -160,6 +160,8 @@ class TrainParams(Section):
     """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""
     teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)
     discriminator: DiscriminatorKind = "implicit"
+    codec: Literal["none", "kl"] = "none"
+    """`kl`: diffuse latents of 256x256 maps; refused for the pipeline's 64x64 records, see docs/model.md."""
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(100, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"

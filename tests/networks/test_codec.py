@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from made_students import made_condition
 
 from ikddit.errors import ModelError
 from ikddit.networks.codec import Codec, CodecConfig, codec_loss, fit_codec
 from ikddit.networks.student import Student
-from made_students import made_condition
 
 SMALL = CodecConfig(widths=(8, 8, 8), groups=4)
 
@@ -49,7 +49,9 @@ def test_latents_have_the_students_shape_and_unit_statistics(fitted):
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
     student = Student("T/8", 16, channels=4, outline="square")
-    out, _ = student(latents[:2], torch.ones(2, 1, 64, 64), torch.zeros(2), student.encoder.cache(made_condition(2)))
+    out, _ = student(
+        latents[:2], torch.ones(2, 1, 64, 64), torch.zeros(2), student.encoder.cache(made_condition(2))
+    )
     assert out.shape == latents[:2].shape
 
 

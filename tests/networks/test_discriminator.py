@@ -204,9 +204,12 @@ def direct_cka(x: torch.Tensor, y: torch.Tensor) -> float:
     """CKA through its definition: HSIC of the centred Gram matrices (1905.00414, eq. 3)."""
     m = len(x)
     h = torch.eye(m, dtype=torch.float64) - 1 / m
-    k, l = x.double() @ x.double().T, y.double() @ y.double().T
-    hsic = lambda a, b: torch.trace(a @ h @ b @ h)  # noqa: E731
-    return float(hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt())
+    a, b = x.double() @ x.double().T, y.double() @ y.double().T
+
+    def hsic(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return torch.trace(first @ h @ second @ h)
+
+    return float(hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt())
 
 
 def test_cka_is_its_definition_through_gram_matrices():

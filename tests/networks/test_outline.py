@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from made_students import made_condition, woken
 
 from ikddit.networks.masking import draw_visible
 from ikddit.networks.outline import groups_of_four, outline_positions
 from ikddit.networks.student import Student
 from ikddit.overlay.grid import wafer_grid
-from made_students import made_condition, woken
 
 
 @pytest.mark.parametrize(("patch", "expected"), [(8, 60), (4, 216), (2, 812)])
@@ -97,7 +97,9 @@ def test_a_wafer_without_a_valid_pixel_gives_finite_output_and_gradient():
     valid = wafer_valid(2)
     valid[0] = 0
     visible = torch.arange(30).expand(2, -1)
-    out, _ = student(torch.randn(2, 2, 64, 64), valid, torch.zeros(2), student.encoder.cache(made_condition(2)), visible)
+    out, _ = student(
+        torch.randn(2, 2, 64, 64), valid, torch.zeros(2), student.encoder.cache(made_condition(2)), visible
+    )
     out.square().mean().backward()
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)

@@ -56,13 +56,18 @@ def test_parameters_agree_with_the_closed_form(name):
 
 
 def test_meta_count_is_that_of_the_real_student():
-    assert measure("T/8", context_dim=16).parameters == sum(p.numel() for p in Student("T/8", 16).parameters())
+    assert measure("T/8", context_dim=16).parameters == sum(
+        p.numel() for p in Student("T/8", 16).parameters()
+    )
 
 
 def test_attention_flops_are_those_counted_by_hand():
     batch, tokens, context, width, heads, narrow = 2, 6, 5, 32, 4, 16
     attention = Attention(width, heads, narrow).to("meta")
-    x, c = torch.empty(batch, tokens, width, device="meta"), torch.empty(batch, context, narrow, device="meta")
+    x, c = (
+        torch.empty(batch, tokens, width, device="meta"),
+        torch.empty(batch, context, narrow, device="meta"),
+    )
     with FlopCounterMode(display=False) as counter:
         attention(x, attention.key_value(c))
     projections = 2 * batch * (2 * tokens * width * width + context * narrow * 2 * width)

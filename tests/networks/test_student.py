@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from made_students import made_condition, woken
 
 from ikddit.networks.blocks import Block
 from ikddit.networks.masking import complement, draw_visible, gather_tokens, scatter_tokens
 from ikddit.networks.outline import groups_of_four
 from ikddit.networks.student import Student
-from made_students import made_condition, woken
 
 
 def test_block_is_the_identity_at_initialisation():
@@ -49,9 +49,7 @@ def test_visible_and_hidden_make_all_tokens_once(ratio):
 
 
 def test_half_mask_shows_two_of_every_two_by_two_group():
-    visible = draw_visible(
-        4, 64, 0.5, torch.Generator().manual_seed(2), groups_of_four(torch.arange(64), 8)
-    )
+    visible = draw_visible(4, 64, 0.5, torch.Generator().manual_seed(2), groups_of_four(torch.arange(64), 8))
     seen = torch.zeros(4, 64).scatter_(1, visible, 1.0).view(4, 8, 8)
     groups = seen.unfold(1, 2, 2).unfold(2, 2, 2).sum((-1, -2))
     assert torch.equal(groups, torch.full_like(groups, 2.0))

@@ -11,9 +11,11 @@ from ikddit.diffusion.edm import Preconditioning
 from ikddit.diffusion.model import ModelConfig, OverlayModel
 from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
 from ikddit.errors import ModelError, TrainingError
+from ikddit.networks.codec import CodecConfig
 from ikddit.networks.mean import MeanConfig, SpotLine, interaction_columns, spot_grid
 from ikddit.params import parse_params
 from ikddit.training.checkpoint import CheckpointFile
+from ikddit.training.fit import fit
 from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
 from ikddit.training.mean import _out_of_fold, _ridge, _screen, _splat, located_lines
 from ikddit.training.objective import compute_terms
@@ -120,6 +122,40 @@ def test_state_of_a_discriminator_survives_a_resume(kind):
     second.run(data)
     for name, value in whole.discriminator.state_dict().items():
         assert torch.equal(second.discriminator.state_dict()[name], value), name
+
+
+def test_latents_of_a_codec_are_trained_sampled_and_decoded_by_the_same_student(tmp_path):
+    codec = CodecConfig(widths=(8, 8, 8), groups=4)
+    torch.manual_seed(0)
+    model = OverlayModel(made_config(codec=codec, sigma_data=1.0))
+    assert model.student.encoder.tokens == 64
+    small = made_data()
+    maps, known = torch.randn(12, 2, 256, 256), torch.ones(12, 1, 256, 256)
+    with torch.no_grad():
+        latents = model.codec.encode(maps, known)
+    data = TrainingData(latents, torch.ones(12, 1, 64, 64, dtype=torch.uint8), small.condition)
+    settings = {"steps": 3, "batch": 4, "precision": "fp32", "warmup_steps": 0}
+    trainer = Trainer(model, parse_params({"train": settings}), torch.device("cpu"))
+    before = model.codec.network.encoder.conv_in.weight.clone()
+    (row,) = trainer.run(data)
+    assert all(math.isfinite(v) for v in row)
+    assert torch.equal(
+        model.codec.network.encoder.conv_in.weight, before
+    )  # the codec is not trained with the student
+    model.save(tmp_path)
+    again = OverlayModel.load(tmp_path)
+    assert again.config.codec == codec
+    with torch.no_grad():
+        c = small.condition[:2]
+        condition = ConditionTokens(c.tokens.float(), c.pad, c.pooled.float())
+        cache = again.student.encoder.cache(condition)
+        sampled = again.sample_residual(torch.randn(2, 4, 64, 64), cache, 2)
+        assert again.codec.decode(sampled).shape == (2, 2, 256, 256)
+
+
+def test_pipeline_refuses_the_codec_for_small_maps(tmp_path):
+    with pytest.raises(TrainingError, match=r"train\.codec: kl takes 256x256 maps"):
+        fit(parse_params({"train": {"codec": "kl"}}), tmp_path, tmp_path, None)
 
 
 def test_unmeasured_pixels_do_not_enter_the_terms():

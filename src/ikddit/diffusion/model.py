@@ -16,11 +16,13 @@ from ikddit.diffusion.sampler import Sampler, sample_dpm, sample_heun
 from ikddit.embedding.conditions import Conditions
 from ikddit.embedding.encoders import EmbeddingConfig, UnifiedEmbedding
 from ikddit.errors import ModelError
+from ikddit.networks.codec import Codec, CodecConfig
 from ikddit.networks.masking import visible_count
 from ikddit.networks.mean import ConditionalMean, MeanConfig, SpotLine
 from ikddit.networks.student import ConditionCache, Student
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: patches off the wafer are no tokens; a student of version 1 was trained with them."""
 Inference = Literal["full", "masked"]
 FULL_ENDS = 2
 """Masked inference: this many first and last steps are full."""
@@ -43,6 +45,8 @@ class ModelConfig:
     max_lines: int
     precision: str
     served: Inference = "full"
+    codec: CodecConfig | None = None
+    """Set: the student diffuses this codec's latents, and maps are its decoder's."""
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -55,6 +59,8 @@ class ModelConfig:
         values["embedding"] = EmbeddingConfig(**{**e, "id_sizes": tuple(e["id_sizes"])})
         spots = tuple(SpotLine(**s) for s in m["spots"])
         values["mean"] = MeanConfig(**{**m, "id_sizes": tuple(m["id_sizes"]), "spots": spots})
+        if values.get("codec") is not None:
+            values["codec"] = CodecConfig.from_json(values["codec"])
         return cls(**values)
 
 
@@ -68,7 +74,12 @@ class OverlayModel(nn.Module):
         self.config = config
         self.embedding = UnifiedEmbedding(config.embedding)
         self.mean = ConditionalMean(config.mean)
-        self.student = Student(config.model, config.embedding.dim)
+        self.codec = None if config.codec is None else Codec(config.codec)
+        self.student = (
+            Student(config.model, config.embedding.dim)
+            if config.codec is None
+            else Student(config.model, config.embedding.dim, config.codec.latent_channels, "square")
+        )
         self.precondition = Preconditioning(config.sigma_data)
         # pixels that carry marks on most training wafers: where a generated map is defined
         self.register_buffer("usable", torch.ones(1, 1, 64, 64))

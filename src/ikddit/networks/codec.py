@@ -39,7 +39,7 @@ class CodecConfig:
     @property
     def side(self) -> int:
         """Pixels per side of the maps: 256 with three widths."""
-        return LATENT_SIDE * 2 ** (len(self.widths) - 1)
+        return LATENT_SIDE << (len(self.widths) - 1)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "CodecConfig":
@@ -197,9 +197,7 @@ def fit_codec(
     for step in progress(range(steps), "codec", unit="step"):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         index = torch.randperm(len(maps), generator=generator)[:batch]
-        noise = torch.randn(
-            len(index), config.latent_channels, LATENT_SIDE, LATENT_SIDE, generator=generator
-        )
+        noise = torch.randn(len(index), config.latent_channels, LATENT_SIDE, LATENT_SIDE, generator=generator)
         loss, error = codec_loss(codec, maps[index], valid[index], noise, kl_weight)
         if not bool(torch.isfinite(loss)):
             raise TrainingError(f"codec step {step}: loss {float(loss.detach())}; lower the learning rate")

@@ -105,16 +105,16 @@ def measure_all(mask_ratio: float = 0.5) -> list[Complexity]:
     return [measure(name, mask_ratio) for name in SIZES]
 
 
-HEADINGS = ("model", "params", "tokens", "GFLOPs", "GMACs", "masked GFLOPs", "deep", "paper")
+HEADINGS = ("model", "params", "tokens", "GFLOPs", "GMACs", "masked", "deep", "paper")
 
 
 def table_row(c: Complexity) -> tuple[str, ...]:
     """One line of the size table, as text, the paper's figures beside the nearest size.
 
     >>> table_row(Complexity("S/4", 18_490_000, 216, 108, 5_770_000_000, 3_720_000_000, 3_900_000_000))
-    ('S/4', '18.5 M', '216', '5.77', '2.88', '3.72', '68 %', 'S: 19.4 M, 3.7 GFLOPs')
+    ('S/4', '18.5 M', '216', '5.77', '2.88', '3.72', '68 %', 'S: 19.4 M, 3.7 G')
     """
-    paper = [f"{n}: {p.parameters / 1e6:.1f} M, {p.gflops} GFLOPs" for n, p in PAPER.items() if p.like == c.model]
+    paper = [f"{n}: {p.parameters / 1e6:.1f} M, {p.gflops} G" for n, p in PAPER.items() if p.like == c.model]
     return (
         c.model,
         f"{c.parameters / 1e6:.1f} M",
@@ -138,9 +138,9 @@ def print_table(rows: Sequence[Complexity], mask_ratio: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"One forward pass of one 64x64 map; masked: {mask_ratio:.0%} hidden")
+    table = Table(title=f"One forward pass of one 64x64 map; masked: GFLOPs, {mask_ratio:.0%} hidden")
     for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if 0 < i < len(HEADINGS) - 1 else "left", no_wrap=i != 5)
+        table.add_column(heading, justify="right" if 0 < i < len(HEADINGS) - 1 else "left", no_wrap=True)
     for row in rows:
         table.add_row(*table_row(row))
     Console().print(table)

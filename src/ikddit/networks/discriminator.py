@@ -84,8 +84,8 @@ class Discriminator(nn.Module, ABC):
         with frozen(self):
             return Judgement(self.student_loss(real, fake, context), own, accuracy)
 
-    def after_step(self) -> None:  # noqa: B027  most kinds have nothing to do here
-        """Called after each optimiser step: what moves without a gradient."""
+    def after_step(self) -> None:
+        """Move what moves without a gradient; called after each optimiser step. Most kinds have nothing to move."""
 
 
 class ImplicitDiscriminator(Discriminator):

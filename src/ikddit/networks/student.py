@@ -48,9 +48,7 @@ class Encoder(nn.Module):
     place: Tensor
     """Position of each token on the square grid of patches."""
 
-    def __init__(
-        self, model: str, context_dim: int, channels: int = 2, outline: Outline = "wafer"
-    ) -> None:
+    def __init__(self, model: str, context_dim: int, channels: int = 2, outline: Outline = "wafer") -> None:
         super().__init__()
         size = SIZES[model]
         self.size = size
@@ -188,9 +186,7 @@ class Decoder(nn.Module):
 class Student(nn.Module):
     """Encoder on the visible tokens and decoder on all; every output token also sees its own shallow token."""
 
-    def __init__(
-        self, model: str, context_dim: int, channels: int = 2, outline: Outline = "wafer"
-    ) -> None:
+    def __init__(self, model: str, context_dim: int, channels: int = 2, outline: Outline = "wafer") -> None:
         super().__init__()
         self.encoder = Encoder(model, context_dim, channels, outline)
         self.decoder = Decoder(model, channels, outline)

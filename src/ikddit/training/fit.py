@@ -93,7 +93,16 @@ def measured_sigma(residual: Tensor, valid: Tensor) -> tuple[float, float]:
 
 
 def fit(params: Params, prepared: Path, embedding_dir: Path, checkpoint: CheckpointFile | None) -> Fitted:
-    """Fit the mean, measure sigma_data, train student, teacher and discriminator."""
+    """Fit the mean, measure sigma_data, train student, teacher and discriminator.
+
+    Raises:
+        TrainingError: `train.codec: kl` asked for on 64x64 records, no such device, or the loss is not finite.
+    """
+    if params.train.codec == "kl":
+        raise TrainingError(
+            "train.codec: kl takes 256x256 maps, prepared records hold 64x64; set train.codec: none, "
+            "or train latents through the Python API (docs/model.md)"
+        )
     train = PreparedSplit.open(prepared / "train.arrow")
     val = PreparedSplit.open(prepared / "val.arrow")
     normaliser = Normaliser.load(prepared / "normaliser.json")

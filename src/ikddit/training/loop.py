@@ -73,7 +73,7 @@ def draw_batch(
         valid=data.valid[index].float(),
         condition=_as_float(data.condition[index]).dropped(drop),
         sigma=draw_sigma(size, t.p_mean, t.p_std, generator),
-        noise=torch.randn(size, 2, 64, 64, generator=generator),
+        noise=torch.randn(size, *data.residual.shape[1:], generator=generator),
         visible=draw_visible(size, tokens, params.mask_ratio, generator, groups) if masked else None,
     )
 
