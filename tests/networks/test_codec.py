@@ -25,7 +25,7 @@ def made_maps(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def fitted():
     maps, valid = made_maps(6)
-    return fit_codec(maps, valid, SMALL, steps=14, batch=3, learning_rate=1e-2, seed=1)
+    return fit_codec(maps, valid, SMALL, steps=14, batch=2, learning_rate=1e-2, seed=1)
 
 
 def test_reconstruction_improves(fitted):

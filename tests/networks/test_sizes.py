@@ -6,7 +6,9 @@ from typing import get_args
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
+from ikddit.cli import app
 from ikddit.errors import ParamsError
 from ikddit.networks.blocks import Attention
 from ikddit.networks.complexity import PAPER, measure, table_row
@@ -106,3 +108,12 @@ def test_documented_table_is_the_measured_one(request):
     documented = (request.config.rootpath / "docs" / "model.md").read_text(encoding="utf-8")
     for name in ("T/8", "S/4", "L/8"):
         assert "| " + " | ".join(table_row(measure(name))) + " |" in documented
+
+
+def test_sizes_command_prints_the_measured_row():
+    done = CliRunner().invoke(app, ["sizes", "T/8", "--mask-ratio", "0.75", "--markdown"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[2:] == ["| " + " | ".join(table_row(measure("T/8", 0.75))) + " |"]
+    assert measure("T/8", 0.75).flops_masked < measure("T/8", 0.5).flops_masked
+    shown = CliRunner().invoke(app, ["sizes", "S/4"])
+    assert "19.4 M" in shown.output

@@ -174,7 +174,7 @@ def fit_codec(
     """Train a codec and measure the shift and scale of its latents.
 
     Args:
-        maps: in network units (standard deviation about 1), finite, any value where invalid.
+        maps: in network units (standard deviation about 1), finite everywhere; their device is the codec's.
         valid: 1 where a pixel was measured.
         config: sizes.
         steps: optimiser steps, at least 1; step k draws its batch and noise from (seed, k).
@@ -191,13 +191,14 @@ def fit_codec(
         TrainingError: the loss is not finite.
     """
     torch.manual_seed(seed)
-    codec = Codec(config).train()
+    codec = Codec(config).train().to(maps.device)
     optimiser = torch.optim.AdamW(codec.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     errors: list[float] = []
     for step in progress(range(steps), "codec", unit="step"):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         index = torch.randperm(len(maps), generator=generator)[:batch]
         noise = torch.randn(len(index), config.latent_channels, LATENT_SIDE, LATENT_SIDE, generator=generator)
+        index, noise = index.to(maps.device), noise.to(maps.device)
         loss, error = codec_loss(codec, maps[index], valid[index], noise, kl_weight)
         if not bool(torch.isfinite(loss)):
             raise TrainingError(f"codec step {step}: loss {float(loss.detach())}; lower the learning rate")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ikddit.errors import ParamsError
 from ikddit.networks.masking import gather_tokens, scatter_tokens, visible_count
 from ikddit.networks.outline import Outline
 from ikddit.networks.sizes import SIZES
@@ -100,9 +101,21 @@ def measure(
     )
 
 
-def measure_all(mask_ratio: float = 0.5) -> list[Complexity]:
-    """Every size of the table, in its order."""
-    return [measure(name, mask_ratio) for name in SIZES]
+def measure_all(mask_ratio: float = 0.5, names: Sequence[str] = ()) -> list[Complexity]:
+    """The sizes named, or every size of the table in its order.
+
+    Raises:
+        ParamsError: no such size.
+
+    >>> measure_all(names=["S/16"])
+    Traceback (most recent call last):
+        ...
+    ikddit.errors.ParamsError: model S/16: not in the size table; known: T/8, T/4, ...
+    """
+    unknown = [name for name in names if name not in SIZES]
+    if unknown:
+        raise ParamsError(f"model {unknown[0]}: not in the size table; known: {', '.join(SIZES)}")
+    return [measure(name, mask_ratio) for name in names or SIZES]
 
 
 HEADINGS = ("model", "params", "tokens", "GFLOPs", "GMACs", "masked", "deep", "paper")
