@@ -205,3 +205,19 @@ def simulate(
     }
     write_dataset(parse_params({"simulate": section}, "ikddit simulate").simulate, out)
     typer.echo(f"{25 * lots} wafers -> {out}")
+
+
+@app.command("sizes")
+def sizes(
+    names: Annotated[list[str] | None, typer.Argument(help="Sizes, as T/8; all if none is named.")] = None,
+    mask_ratio: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of tokens hidden.")] = 0.5,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/model.md.")] = False,
+) -> None:
+    """Measure parameters and forward FLOPs of the model sizes, beside the paper's S and XL."""
+    from ikddit.networks.complexity import markdown_table, measure_all, print_table
+
+    rows = measure_all(mask_ratio, names or ())
+    if markdown:
+        typer.echo(markdown_table(rows))
+    else:
+        print_table(rows, mask_ratio)

@@ -72,6 +72,10 @@ class Generator:
         """
         folder = _from_registry(str(path)) if str(path).startswith("models:/") else Path(path)
         model = OverlayModel.load(folder, device)
+        if model.codec is not None:
+            raise ModelError(
+                f"{folder}: diffuses latents; sample and decode it through OverlayModel (docs/model.md)"
+            )
         try:
             normaliser = Normaliser.load(folder / "normaliser.json")
             vocabularies = Vocabularies.load(folder / "vocabularies.json")
@@ -148,7 +152,7 @@ class Generator:
         mean = self.model.mean(conditions)
         cache = self.model.condition(conditions).repeat_interleave(n)
         noise, order = [], []
-        tokens = self.model.student.encoder.size.tokens
+        tokens = self.model.student.encoder.tokens
         for barcode in split.barcode[block]:
             generator = torch.Generator().manual_seed(_wafer_seed(seed, barcode))
             noise.append(torch.randn(n, 2, 64, 64, generator=generator))

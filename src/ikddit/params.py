@@ -10,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ikddit.errors import ParamsError
 
-Share = Field(ge=0.0, le=1.0)
+ModelName = Literal[
+    "T/8", "T/4", "T/2", "S/8", "S/4", "S/2", "B/8", "B/4", "B/2", "L/8", "L/4", "L/2", "XL/8", "XL/4", "XL/2"
+]  # fmt: skip
+"""Names of the sizes: width letter / patch size in pixels; `ikddit.networks.sizes` builds its table from them."""
+DiscriminatorKind = Literal["implicit", "cosine", "prototype", "none"]
+"""How student tokens are aligned with the teacher's; see `ikddit.networks.alignment`."""
 
 
 class Section(BaseModel):
@@ -164,7 +169,9 @@ class TrainParams(Section):
     ema_gamma: float = Field(6.94, gt=0.0)
     """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""
     teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    discriminator: Literal["implicit", "none"] = "implicit"
+    discriminator: DiscriminatorKind = "implicit"
+    codec: Literal["none", "kl"] = "none"
+    """`kl`: diffuse latents of 256x256 maps; refused for the pipeline's 64x64 records, see docs/model.md."""
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
     """torch.compile of the transformer blocks: for a GPU; on a CPU compiling takes minutes and gains nothing."""
@@ -204,7 +211,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: int = Field(0, ge=0)
-    model: Literal["T/8", "S/8", "S/4", "B/4", "L/4", "XL/2"] = "T/8"
+    model: ModelName = "T/8"
     mask_ratio: float = Field(0.5, ge=0.0, lt=1.0)
     lambda1: float = Field(0.1, ge=0.0)
     lambda2: float = Field(0.01, ge=0.0)

@@ -7,7 +7,7 @@ import pytest
 import scoringrules
 
 from ikddit.evaluation import scores
-from ikddit.evaluation.vision import make_torchvision_importable
+from ikddit.vision import make_torchvision_importable
 
 RNG = np.random.default_rng
 

@@ -56,7 +56,7 @@ def test_the_mlflow_store_opens_and_keeps_a_run(tmp_path: Path, clean_env: dict[
 
 def test_pytorch_fid_and_torchvision_import_beside_this_torch(clean_env: dict[str, str]) -> None:
     code = (
-        "from ikddit.evaluation.vision import make_torchvision_importable as go\n"
+        "from ikddit.vision import make_torchvision_importable as go\n"
         "go(); go()\n"
         "import torch, torchvision.ops\n"
         "from pytorch_fid.inception import InceptionV3\n"

@@ -1,6 +1,8 @@
 """The objective and the loop: who gets a gradient, exact resume, NaN guard, the mean's parts."""
 
+import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,16 +11,19 @@ from made_training import made_config, made_data, made_trainer
 from ikddit.diffusion.edm import Preconditioning
 from ikddit.diffusion.model import OverlayModel
 from ikddit.embedding.encoders import ConditionTokens
-from ikddit.errors import ModelError
+from ikddit.errors import ModelError, TrainingError
+from ikddit.networks.codec import CodecConfig
 from ikddit.networks.mean import SpotLine, interaction_columns, spot_grid
-from ikddit.training.loop import draw_batch
+from ikddit.params import parse_params
+from ikddit.training.fit import fit
+from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
 from ikddit.training.mean import _crossed_columns, _out_of_fold, _ridge, _screen, _splat, located_lines
 from ikddit.training.objective import compute_terms
 
 
 def test_teacher_receives_no_gradient_and_discriminator_none_from_the_student():
     trainer = made_trainer()
-    batch = draw_batch(made_data(), 0, trainer.params, 64)
+    batch = draw_batch(made_data(), 0, trainer.params, trainer.student.encoder.tokens)
     terms = compute_terms(
         trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch
     )
@@ -32,9 +37,97 @@ def test_teacher_receives_no_gradient_and_discriminator_none_from_the_student():
 
 def test_total_is_equation_8():
     trainer = made_trainer()
-    batch = draw_batch(made_data(), 0, trainer.params, 64)
+    batch = draw_batch(made_data(), 0, trainer.params, trainer.student.encoder.tokens)
     t = compute_terms(trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch)
     torch.testing.assert_close(t.total(0.3, 0.2), t.dsm + 0.3 * t.mae + 0.2 * t.generator)
+
+
+@pytest.mark.parametrize("kind", ["implicit", "cosine", "prototype", "none"])
+def test_every_discriminator_trains_and_logs_its_alignment(kind):
+    trainer = made_trainer(discriminator=kind, steps=3)
+    before = copy.deepcopy(trainer.student.state_dict())
+    (row,) = trainer.run(made_data())
+    curve = dict(zip(CURVE_COLUMNS, row, strict=True))
+    assert curve["step"] == 3
+    assert any(not torch.equal(before[name], value) for name, value in trainer.student.state_dict().items())
+    watched = [curve[c] for c in ("discriminator_accuracy", "alignment_cosine", "alignment_cka")]
+    if kind == "none":
+        assert all(math.isnan(v) for v in watched)
+        assert curve["generator"] == curve["discriminator"] == 0
+    else:
+        assert 0 <= watched[0] <= 1
+        assert -1 <= watched[1] <= 1
+        assert 0 < watched[2] <= 1
+        assert curve["discriminator"] > 0
+        assert all(p.grad is None for p in trainer.teacher.parameters())
+    assert 0 < curve["gate"] <= curve["gate_max"] < 1
+
+
+@pytest.mark.parametrize("kind", ["cosine", "prototype"])
+def test_state_of_a_discriminator_survives_a_resume(kind):
+    data = made_data()
+    whole = made_trainer(discriminator=kind, steps=4)
+    whole.run(data)
+    first = made_trainer(discriminator=kind, steps=4)
+    for _ in range(2):
+        first.train_step(data)
+    second = made_trainer(discriminator=kind, steps=4)
+    second.restore(copy.deepcopy(first.state()))
+    second.run(data)
+    for name, value in whole.discriminator.state_dict().items():
+        assert torch.equal(second.discriminator.state_dict()[name], value), name
+
+
+def test_latents_of_a_codec_are_trained_sampled_and_decoded_by_the_same_student(tmp_path):
+    codec = CodecConfig(widths=(8, 8, 8), groups=4)
+    torch.manual_seed(0)
+    model = OverlayModel(made_config(codec=codec, sigma_data=1.0))
+    assert model.student.encoder.tokens == 64
+    small = made_data()
+    maps, known = torch.randn(12, 2, 256, 256), torch.ones(12, 1, 256, 256)
+    with torch.no_grad():
+        latents = model.codec.encode(maps, known)
+    data = TrainingData(latents, torch.ones(12, 1, 64, 64, dtype=torch.uint8), small.condition)
+    settings = {"steps": 3, "batch": 4, "precision": "fp32", "warmup_steps": 0}
+    trainer = Trainer(model, parse_params({"train": settings}), torch.device("cpu"))
+    before = model.codec.network.encoder.conv_in.weight.clone()
+    (row,) = trainer.run(data)
+    assert all(math.isfinite(v) for v in row)
+    assert torch.equal(
+        model.codec.network.encoder.conv_in.weight, before
+    )  # the codec is not trained with the student
+    model.save(tmp_path)
+    again = OverlayModel.load(tmp_path)
+    assert again.config.codec == codec
+    with torch.no_grad():
+        c = small.condition[:2]
+        condition = ConditionTokens(c.tokens.float(), c.pad, c.pooled.float())
+        cache = again.student.encoder.cache(condition)
+        sampled = again.sample_residual(torch.randn(2, 4, 64, 64), cache, 2)
+        assert again.codec.decode(sampled).shape == (2, 2, 256, 256)
+
+
+def test_pipeline_refuses_the_codec_for_small_maps(tmp_path):
+    with pytest.raises(TrainingError, match=r"train\.codec: kl takes 256x256 maps"):
+        fit(parse_params({"train": {"codec": "kl"}}), tmp_path, tmp_path, None)
+
+
+def test_unmeasured_pixels_do_not_enter_the_terms():
+    trainer = made_trainer()
+    data = made_data()
+    data.valid[:, :, 8:24, 8:24] = 0
+    terms = []
+    for value in (0.0, 50.0):
+        data.residual[:, :, 8:24, 8:24] = value
+        batch = draw_batch(data, 0, trainer.params, trainer.student.encoder.tokens)
+        trainer.discriminator.load_state_dict(made_trainer().discriminator.state_dict())
+        terms.append(
+            compute_terms(
+                trainer.student, trainer.teacher, trainer.discriminator, Preconditioning(0.4), batch
+            )
+        )
+    assert torch.equal(terms[0].dsm, terms[1].dsm)
+    assert torch.equal(terms[0].discriminator, terms[1].discriminator)
 
 
 def test_model_folder_round_trip_and_damage(tmp_path):
@@ -63,12 +156,12 @@ def test_masked_inference_refreshes_every_token_every_other_step():
         torch.randn(2, 6, 16), torch.zeros(2, 6, dtype=torch.bool), torch.randn(2, 48)
     )
     cache = model.student.encoder.cache(condition)
-    order = torch.rand(2, 64).argsort(1)
+    order = torch.rand(2, 60).argsort(1)
     with torch.no_grad():
         model.sample_residual(torch.randn(2, 2, 64, 64), cache, 8, "masked", order=order)
     assert [v is None for v in seen] == [True, True, False, False, False, False, True, True]
     for a, b in itertools.pairwise(seen[2:6]):
-        assert torch.equal(torch.cat([a, b], 1).sort(1).values, torch.arange(64).expand(2, -1))
+        assert torch.equal(torch.cat([a, b], 1).sort(1).values, torch.arange(60).expand(2, -1))
 
 
 def test_screening_finds_the_planted_interaction():

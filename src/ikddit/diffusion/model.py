@@ -16,11 +16,13 @@ from ikddit.diffusion.sampler import Sampler, sample_dpm, sample_heun
 from ikddit.embedding.conditions import Conditions
 from ikddit.embedding.encoders import EmbeddingConfig, UnifiedEmbedding
 from ikddit.errors import ModelError
+from ikddit.networks.codec import Codec, CodecConfig
 from ikddit.networks.masking import visible_count
 from ikddit.networks.mean import ConditionalMean, MeanConfig, SpotLine
 from ikddit.networks.student import ConditionCache, Student
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: patches off the wafer are no tokens; a student of version 1 was trained with them."""
 Inference = Literal["full", "masked"]
 FULL_ENDS = 2
 """Masked inference: this many first and last steps are full."""
@@ -45,6 +47,8 @@ class ModelConfig:
     max_lines: int
     precision: str
     served: Inference = "full"
+    codec: CodecConfig | None = None
+    """Set: the student diffuses this codec's latents, and maps are its decoder's."""
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -57,6 +61,8 @@ class ModelConfig:
         values["embedding"] = EmbeddingConfig(**{**e, "id_sizes": tuple(e["id_sizes"])})
         spots = tuple(SpotLine(**s) for s in m["spots"])
         values["mean"] = MeanConfig(**{**m, "id_sizes": tuple(m["id_sizes"]), "spots": spots})
+        if values.get("codec") is not None:
+            values["codec"] = CodecConfig.from_json(values["codec"])
         return cls(**values)
 
 
@@ -71,8 +77,11 @@ class OverlayModel(nn.Module):
         self.embedding = UnifiedEmbedding(config.embedding)
         self.mean = ConditionalMean(config.mean)
         self.precondition = Preconditioning(config.sigma_data, config.modes)
-        self.student = Student(
-            config.model, config.embedding.dim, extra_channels=self.precondition.extra_channels
+        self.codec = None if config.codec is None else Codec(config.codec)
+        self.student = (
+            Student(config.model, config.embedding.dim, extra_channels=self.precondition.extra_channels)
+            if config.codec is None
+            else Student(config.model, config.embedding.dim, config.codec.latent_channels, "square")
         )
         # pixels that carry marks on most training wafers: where a generated map is defined
         self.register_buffer("usable", torch.ones(1, 1, 64, 64))
@@ -103,9 +112,11 @@ class OverlayModel(nn.Module):
         read, c_noise, linear = self.precondition.inputs(x * valid, sigma)
         with self.autocast():
             encoder = self.student.encoder
-            shallow, modulation = encoder.shallow(read, valid, c_noise, cache)
-            full, _ = self.student.deep_full(shallow, modulation, cache, visible, deep)
-            raw = self.student.decoder(shallow, full, modulation)
+            known = encoder.attendable(self.usable)
+            known = None if known is None else known.expand(len(x), -1)
+            shallow, modulation = encoder.shallow(read, valid, c_noise, cache, known)
+            full, _ = self.student.deep_full(shallow, modulation, cache, visible, deep, known=known)
+            raw = self.student.decoder(shallow, full, modulation, known)
         return self.precondition.denoised(linear, sigma, raw), full
 
     def sample_residual(
@@ -128,7 +139,7 @@ class OverlayModel(nn.Module):
             order: a permutation of the token positions per sample; needed for masked inference.
         """
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        tokens = self.student.encoder.size.tokens
+        tokens = self.student.encoder.tokens
         count = visible_count(tokens, ratio)
         deep: Tensor | None = None
         evaluations = steps if sampler == "dpm" else 2 * steps - 1

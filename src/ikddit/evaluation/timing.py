@@ -39,7 +39,7 @@ def measure(
     out: dict[str, float | int | str] = {
         "device": str(generator.model.usable.device),
         "threads": torch.get_num_threads(),
-        "tokens": generator.model.student.encoder.size.tokens,
+        "tokens": generator.model.student.encoder.tokens,
         "batch": len(wafers),
         "steps": steps,
         "precision": generator.model.config.precision,

@@ -126,11 +126,15 @@ class Block(nn.Module):
         condition: Float[Tensor, "B D"],
         key_value: tuple[Tensor, Tensor] | None,
         attend: Tensor | None,
+        keys: Bool[Tensor, "B 1 1 N"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """The identity at initialisation (all gates are zero)."""
+        """The identity at initialisation (all gates are zero).
+
+        `attend` is True for condition tokens, `keys` for x's own tokens that may be attended to (None: all).
+        """
         parts = self.modulation(F.silu(condition))[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, None, keys)
         if self.cross is not None and key_value is not None and attend is not None:
             x = self.cross(x, key_value, attend)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)  # type: ignore[no-any-return]

@@ -15,19 +15,24 @@ def visible_count(tokens: int, mask_ratio: float) -> int:
 
 
 def draw_visible(
-    batch: int, tokens: int, mask_ratio: float, generator: torch.Generator
+    batch: int,
+    tokens: int,
+    mask_ratio: float,
+    generator: torch.Generator,
+    groups: Int[Tensor, " N"] | None = None,
 ) -> Int[Tensor, "B V"]:
     """Visible token positions of each wafer, sorted, drawn uniformly without replacement.
 
-    At mask_ratio 0.5 on an even grid the draw is 2-of-4 structured: two of every 2x2 group of tokens, so that
-    no region goes unseen.
+    At mask_ratio 0.5 with `groups` (the 2x2 group of each token) and an even number of tokens the draw is 2-of-4
+    structured: two of every whole group and half of all, so that no region goes unseen.
     """
-    side = int(tokens**0.5)
-    if mask_ratio == 0.5 and side * side == tokens and side % 2 == 0:
-        position = torch.arange(tokens).view(side // 2, 2, side // 2, 2).permute(0, 2, 1, 3).reshape(-1, 4)
-        order = torch.rand(batch, len(position), 4, generator=generator).argsort(-1)[..., :2]
-        chosen = position[None].expand(batch, -1, -1).gather(2, order)
-        return chosen.reshape(batch, -1).sort(1).values
+    if mask_ratio == 0.5 and groups is not None and tokens % 2 == 0:
+        # Systematic sampling: tokens in order of their group, shuffled inside it, every second one. Four in a row
+        # hold exactly two; groups cut by the wafer's edge give half of themselves up to one.
+        key = groups.cpu() + torch.rand(batch, tokens, generator=generator, dtype=torch.float64)
+        first = torch.randint(0, 2, (batch, 1), generator=generator)
+        every_second = 2 * torch.arange(tokens // 2) + first
+        return key.argsort(1).gather(1, every_second).sort(1).values
     count = visible_count(tokens, mask_ratio)
     return torch.rand(batch, tokens, generator=generator).argsort(1)[:, :count].sort(1).values
 

@@ -103,7 +103,15 @@ def fit(
     """Fit the mean, measure sigma_data, train student, teacher and discriminator.
 
     Of several processes each fits the mean by itself (the same data, the same result); they share the training.
+
+    Raises:
+        TrainingError: `train.codec: kl` asked for on 64x64 records, no such device, or the loss is not finite.
     """
+    if params.train.codec == "kl":
+        raise TrainingError(
+            "train.codec: kl takes 256x256 maps, prepared records hold 64x64; set train.codec: none, "
+            "or train latents through the Python API (docs/model.md)"
+        )
     train = PreparedSplit.open(prepared / "train.arrow")
     val = PreparedSplit.open(prepared / "val.arrow")
     normaliser = Normaliser.load(prepared / "normaliser.json")
@@ -148,7 +156,7 @@ def fit(
     report: dict[str, float | int | str] = {
         "train_wafers": len(train),
         "model": params.model,
-        "tokens": model.student.encoder.size.tokens,
+        "tokens": model.student.encoder.tokens,
         "student_parameters": sum(p.numel() for p in model.student.parameters()),
         "mean_parameters": sum(p.numel() for p in model.mean.parameters()),
         "sigma_data_nm": sigma_data * normaliser.sigma_nm,
@@ -180,5 +188,9 @@ def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: 
         save_file(state, scratch / "model.safetensors")
         write_json(
             scratch / "config.json",
-            {"model": trainer.params.model, "context_dim": trainer.model.config.embedding.dim},
+            {
+                "model": trainer.params.model,
+                "context_dim": trainer.model.config.embedding.dim,
+                "discriminator": trainer.params.train.discriminator,
+            },
         )

@@ -20,7 +20,7 @@ from ikddit.diffusion.model import OverlayModel
 from ikddit.embedding.encoders import ConditionTokens
 from ikddit.errors import TrainingError
 from ikddit.networks.blocks import Block
-from ikddit.networks.discriminator import ImplicitDiscriminator
+from ikddit.networks.discriminator import make_discriminator
 from ikddit.networks.masking import draw_visible
 from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile
@@ -33,7 +33,7 @@ CURVE_EVERY = 10
 """Steps per row of the curves. Checkpoints fall on these steps too, so that a resumed run has whole rows."""
 CURVE_COLUMNS = (
     "step", "loss", "dsm", "mae", "generator", "discriminator", "discriminator_accuracy",
-    "alignment_cosine", "gate", "grad_norm", "learning_rate",
+    "alignment_cosine", "alignment_cka", "gate", "gate_max", "grad_norm", "learning_rate",
 )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def draw_batch(
     step: int,
     params: Params,
     tokens: int,
+    groups: Tensor | None = None,
     *,
     workers: Workers = ALONE,
     device: torch.device | None = None,
@@ -84,8 +85,8 @@ def draw_batch(
     masked = params.mask_ratio > 0 and step < tail_start(params)
     drop = torch.rand(size, generator=generator) < t.condition_dropout
     sigma = draw_sigma(size, t.p_mean, t.p_std, generator)
-    visible = draw_visible(size, tokens, params.mask_ratio, generator) if masked else None
-    noise = torch.randn(size, 2, 64, 64, generator=noise_generator, device=device)
+    visible = draw_visible(size, tokens, params.mask_ratio, generator, groups) if masked else None
+    noise = torch.randn(size, *data.residual.shape[1:], generator=noise_generator, device=device)
     index = index[rows]
     c = data.condition[index]
     # moved in their compact types, widened on the device
@@ -132,10 +133,10 @@ class Trainer:
         self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
         self.average = copy.deepcopy(self.student).requires_grad_(False)
         width, context = self.student.encoder.size.width, model.config.embedding.dim
-        implicit = params.train.discriminator == "implicit"
-        self.discriminator = ImplicitDiscriminator(width, context).to(device) if implicit else None
+        made = make_discriminator(params.train.discriminator, width, context)
+        self.discriminator = None if made is None else made.to(device)
         self.optimiser = self._adamw(self.student, params.train.learning_rate, 0.01)
-        self.opponent = self._adamw(self.discriminator, params.train.learning_rate, 0.0) if implicit else None
+        self.opponent = None if made is None else self._adamw(made, params.train.learning_rate, 0.0)
         if self.discriminator is not None:
             workers.share_weights(self.discriminator)
         if params.train.compile:
@@ -144,8 +145,7 @@ class Trainer:
         self.saved: int | None = None
         self.rows: list[list[float]] = []
 
-    def _adamw(self, module: nn.Module | None, rate: float, decay: float) -> torch.optim.AdamW:
-        assert module is not None
+    def _adamw(self, module: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
         return torch.optim.AdamW(
             module.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True
         )
@@ -192,8 +192,16 @@ class Trainer:
         params = self.params
         rate = learning_rate(self.step, params)
         share = self.workers.share(min(params.train.batch, len(data.residual)))
-        tokens = self.student.encoder.size.tokens
-        batch = draw_batch(data, self.step, params, tokens, workers=self.workers, device=self.device)
+        encoder = self.student.encoder
+        batch = draw_batch(
+            data,
+            self.step,
+            params,
+            encoder.tokens,
+            encoder.groups,
+            workers=self.workers,
+            device=self.device,
+        )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=params.train.precision == "bf16"):
             terms = compute_terms(
                 self.student, self.teacher, self.discriminator, self.model.precondition, batch
@@ -202,6 +210,7 @@ class Trainer:
         norm = self._descend(self.optimiser, self.student, share * loss, rate, clip=True)
         if self.discriminator is not None and self.opponent is not None:
             self._descend(self.opponent, self.discriminator, share * terms.discriminator, rate)
+            self.discriminator.after_step()
             self.workers.mean_buffers(self.discriminator, share)
         self.step += 1
         update_average(self.teacher, self.student.encoder, params.train.teacher_decay)
@@ -218,7 +227,9 @@ class Trainer:
             "discriminator": terms.discriminator.detach(),
             "discriminator_accuracy": terms.accuracy,
             "alignment_cosine": terms.alignment,
+            "alignment_cka": terms.cka,
             "gate": torch.stack(gates).mean(),
+            "gate_max": torch.stack(gates).max(),
             "grad_norm": norm,
             "learning_rate": rate,
         }

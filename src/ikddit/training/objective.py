@@ -1,5 +1,6 @@
 """Eq. 8 of IKDDiT: L = L_DSM + lambda1 * L_MAE + lambda2 * L_D, every term apart."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +9,8 @@ from torch import Tensor
 
 from ikddit.diffusion.edm import Preconditioning, masked_mean
 from ikddit.embedding.encoders import ConditionTokens
-from ikddit.networks.discriminator import (
-    ImplicitDiscriminator,
-    accuracy,
-    hinge_discriminator,
-    hinge_generator,
-    standardise,
-)
+from ikddit.networks.alignment import token_cka, token_cosine
+from ikddit.networks.discriminator import Discriminator, TokenContext
 from ikddit.networks.masking import gather_tokens
 from ikddit.networks.student import Encoder, Student
 
@@ -43,7 +39,11 @@ class Terms:
     generator: Tensor
     discriminator: Tensor
     accuracy: float
+    """Of the discriminator; NaN, like both alignments, where there is none."""
     alignment: float
+    """Cosine of teacher and student tokens."""
+    cka: float
+    """Linear CKA of the same tokens."""
 
     def total(self, lambda1: float, lambda2: float) -> Tensor:
         """The student's loss."""
@@ -53,7 +53,7 @@ class Terms:
 def compute_terms(
     student: Student,
     teacher: Encoder,
-    discriminator: ImplicitDiscriminator | None,
+    discriminator: Discriminator | None,
     precondition: Preconditioning,
     batch: TrainingBatch,
 ) -> Terms:
@@ -72,7 +72,7 @@ def compute_terms(
     mae = (masked_mean(error.abs(), batch.valid) / precondition.sigma_data).mean()
     zero = dsm.new_zeros(())
     if discriminator is None:
-        return Terms(dsm, mae, zero, zero, 0.5, 0.0)
+        return Terms(dsm, mae, zero, zero, math.nan, math.nan, math.nan)
 
     fake = taps[0]
     with torch.no_grad():
@@ -80,22 +80,16 @@ def compute_terms(
     position = encoder.position.expand(len(fake), -1, -1)
     if batch.visible is not None:
         real, position = gather_tokens(real, batch.visible), gather_tokens(position, batch.visible)
-    context = (position, c_noise, batch.condition.pooled)
-    real_logits, fake_logits = discriminator(real, *context), discriminator(fake.detach(), *context)
-    # the student is judged by a discriminator that its own gradient must not train
-    for parameter in discriminator.parameters():
-        parameter.requires_grad_(False)
-    generator = hinge_generator(discriminator(fake, *context))
-    for parameter in discriminator.parameters():
-        parameter.requires_grad_(True)
-    alignment = torch.nn.functional.cosine_similarity(standardise(real), standardise(fake.detach()), dim=-1)
+    context = TokenContext(position, c_noise, batch.condition.pooled)
+    judged = discriminator.judge(real, fake, context)
     return Terms(
         dsm,
         mae,
-        generator,
-        hinge_discriminator(real_logits, fake_logits),
-        accuracy(real_logits, fake_logits),
-        float(alignment.mean()),
+        judged.student,
+        judged.own,
+        judged.accuracy,
+        token_cosine(real, fake),
+        token_cka(real, fake),
     )
 
 
@@ -107,9 +101,10 @@ def teacher_tokens(
     noisy = (batch.residual + sigma * batch.noise) * batch.valid
     read, c_noise, _ = precondition.inputs(noisy, sigma.flatten())
     cache = teacher.cache(batch.condition)
-    tokens, modulation = teacher.shallow(read, batch.valid, c_noise, cache)
+    known = teacher.attendable(batch.valid)
+    tokens, modulation = teacher.shallow(read, batch.valid, c_noise, cache, known)
     # the blocks after the tap would compute what nobody looks at
     _, taps = teacher.deepen(
-        tokens, modulation, cache, taps=(teacher.teacher_tap,), until=teacher.teacher_tap
+        tokens, modulation, cache, (teacher.teacher_tap,), known, until=teacher.teacher_tap
     )
     return taps[0]

@@ -6,7 +6,7 @@ import sys
 
 def test_pytorch_fid_imports_in_a_fresh_process() -> None:
     code = (
-        "from ikddit.evaluation.vision import make_torchvision_importable as make\n"
+        "from ikddit.vision import make_torchvision_importable as make\n"
         "first = make(); assert make() == first\n"
         "import pytorch_fid.inception, torchvision; print('imported')"
     )
