@@ -151,6 +151,9 @@ class TrainParams(Section):
     p_mean: float = 0.3
     p_std: float = Field(1.4, gt=0.0)
     condition_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of rows without condition; 0 rules out classifier-free guidance."""
+    path_dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of rows whose decoder does without the deep encoder; 0 rules out path-drop guidance."""
     ema_gamma: float = Field(6.94, gt=0.0)
     """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""
     teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)

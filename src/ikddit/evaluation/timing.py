@@ -8,7 +8,7 @@ import torch
 
 from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
-from ikddit.diffusion.model import Inference
+from ikddit.diffusion.plan import Inference
 from ikddit.generator import Generator
 from ikddit.params import TimingParams
 

@@ -129,7 +129,7 @@ def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str,
     import ikddit
     from ikddit.generator import Generator
 
-    output = Generator.load(model_folder).predict_frame(example, **QUICK)
+    output = Generator.load(model_folder).predict_frame(example, QUICK["n"], QUICK["steps"], QUICK["seed"])
     info: ModelInfo = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),

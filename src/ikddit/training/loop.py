@@ -73,6 +73,7 @@ def draw_batch(data: TrainingData, step: int, params: Params, tokens: int) -> Tr
         sigma=draw_sigma(size, t.p_mean, t.p_std, generator),
         noise=torch.randn(size, 2, 64, 64, generator=generator),
         visible=draw_visible(size, tokens, params.mask_ratio, generator) if masked else None,
+        path_drop=torch.rand(size, generator=generator) < t.path_dropout if t.path_dropout else None,
     )
 
 
@@ -89,6 +90,7 @@ def _move(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
         batch.sigma.to(device),
         batch.noise.to(device),
         None if batch.visible is None else batch.visible.to(device),
+        None if batch.path_drop is None else batch.path_drop.to(device),
     )
 
 

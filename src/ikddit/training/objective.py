@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ikddit.diffusion.edm import Preconditioning, masked_mean
@@ -32,6 +32,8 @@ class TrainingBatch:
     sigma: Float[Tensor, " B"]
     noise: Float[Tensor, "B 2 64 64"]
     visible: Int[Tensor, "B V"] | None
+    path_drop: Bool[Tensor, " B"] | None = None
+    """Rows whose decoder must do without the deep encoder; None: no row."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,13 @@ def compute_terms(
     encoder = student.encoder
     cache = encoder.cache(batch.condition)
     raw, taps = student(
-        c_in * noisy, batch.valid, c_noise.flatten(), cache, batch.visible, taps=(encoder.student_tap,)
+        c_in * noisy,
+        batch.valid,
+        c_noise.flatten(),
+        cache,
+        batch.visible,
+        taps=(encoder.student_tap,),
+        path_drop=batch.path_drop,
     )
     denoised = c_skip * noisy + c_out * raw.float()
     error = denoised - batch.residual

@@ -1,0 +1,92 @@
+"""What one sampling run does: sampler, steps, full or masked inference and its masks, guidance."""
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ikddit.diffusion.guidance import Guidance, GuidanceKind
+from ikddit.diffusion.sampler import Sampler
+
+Inference = Literal["full", "masked"]
+FULL_ENDS = 2
+"""Masked inference: this many first and last evaluations are full."""
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Everything a sampling run needs besides noise and condition."""
+
+    steps: int = 20
+    """Steps of the sampler; Heun takes 2 * steps - 1 evaluations, the others one each."""
+    inference: Inference = "full"
+    mask_ratio: float | None = None
+    """Share of tokens hidden from the deep encoder in masked inference; None: as trained."""
+    guidance: Guidance | None = None
+    sampler: Sampler = "dpm"
+
+    @property
+    def evaluations(self) -> int:
+        """Denoiser evaluations per sample, guidance apart."""
+        return 2 * self.steps - 1 if self.sampler == "heun" else self.steps
+
+
+class RareOptions(TypedDict, total=False):
+    """Options of a sampling request that have good defaults."""
+
+    guidance_kind: GuidanceKind
+    """The weak denoiser: `cfg` (no condition; the default) or `path_drop` (no deep encoder)."""
+    sigma_low: float
+    """Guided above this noise level, in standard deviations of the residual."""
+    sigma_high: float
+    """Guided up to this noise level, in the same unit."""
+    inference: Inference | None
+    """`full` or `masked`; None takes what the acceptance gate decided."""
+    sampler: Sampler
+    """`dpm` (default), `heun` or `ddpm`; the last is there to be compared with, at 1,000 steps."""
+
+
+class SamplingOptions(RareOptions, total=False):
+    """What may be said about sampling besides `n`, `steps` and `seed`; what is absent has its default."""
+
+    mask_ratio: float | None
+    """Share of tokens hidden from the deep encoder in masked inference; None: as trained."""
+    guidance: float | None
+    """Weight w of D_weak + w (D - D_weak); None or 1: unguided."""
+
+
+def draw_order(batch: int, tokens: int, generator: torch.Generator) -> Int[Tensor, "B N"]:
+    """Token positions of each sample in the order in which masked inference shows them.
+
+    On an even grid every quarter of the order holds one token of each 2x2 group, so that its halves are the
+    2-of-4 masks of training and every shorter window is spread over the wafer.
+    """
+    side = int(tokens**0.5)
+    if side * side != tokens or side % 2:
+        return torch.rand(batch, tokens, generator=generator).argsort(1)
+    groups = torch.arange(tokens).view(side // 2, 2, side // 2, 2).permute(0, 2, 1, 3).reshape(-1, 4)
+    member = torch.rand(batch, len(groups), 4, generator=generator).argsort(2)
+    order = groups[None].expand(batch, -1, -1).gather(2, member).transpose(1, 2)
+    group = torch.rand(batch, 4, len(groups), generator=generator).argsort(2)
+    return order.gather(2, group).flatten(1)
+
+
+def visible_at(
+    order: Int[Tensor, "B N"], number: int, evaluations: int, count: int
+) -> Int[Tensor, "B V"] | None:
+    """Positions the deep encoder sees at evaluation `number`, sorted; None for all of them.
+
+    The middle evaluations take the next `count` positions of `order` in turn, which at mask ratio 0.5 are
+    complementary halves A, B, A, B; the first and the last two are full.
+
+    >>> order = torch.tensor([[3, 0, 2, 1]])
+    >>> [visible_at(order, i, 6, 2) for i in (1, 2, 3, 4)]
+    [None, tensor([[0, 3]]), tensor([[1, 2]]), None]
+    """
+    tokens = order.shape[1]
+    if count >= tokens or not FULL_ENDS <= number < evaluations - FULL_ENDS:
+        return None
+    first = (number - FULL_ENDS) * count % tokens
+    return order.roll(-first, 1)[:, :count].sort(1).values
