@@ -163,6 +163,15 @@ class TrainParams(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class ServingParams(Section):
+    """Comparison of masked with full inference, by which the acceptance gate decides what is served."""
+
+    wafers: int = Field(100, ge=2)
+    samples: int = Field(4, ge=1)
+    """Per wafer, seed and mode."""
+    seeds: int = Field(3, ge=3)
+
+
 class EvaluateParams(Section):
     """Generation on the test split and its scores (stage `evaluate`)."""
 
@@ -172,6 +181,7 @@ class EvaluateParams(Section):
     batch: int = Field(256, ge=1)
     tau_nm: float = Field(1.5, gt=0.0)
     inference: Literal["full", "masked"] = "full"
+    serving: ServingParams = ServingParams()
 
 
 class TimingParams(Section):

@@ -267,3 +267,17 @@ def test_requirements_are_what_the_generator_imports() -> None:
     assert {name for name in packages if not set(owners[name]) & set(REQUIREMENTS)} == set()
     provided = {owner for name in packages for owner in owners[name]}
     assert set(REQUIREMENTS) - provided == set()
+
+
+def test_version_serves_what_the_gate_decided_and_the_train_stage_keeps_its_folder(
+    workspace: Path, store: Store
+) -> None:
+    config = workspace / "models" / "student" / "config.json"
+    write_json(config, {"model": "T/8", "served": "full"})
+    write_json(workspace / "reports" / "evaluation" / "metrics.json", {"rmse_nm": 1.0, "served": "masked"})
+    answer = register(PARAMS, workspace, store)
+    assert MlflowClient(store.uri).get_model_version("ikddit", "1").tags["served"] == "masked"
+    folder = Path(mlflow.artifacts.download_artifacts(answer["model_uri"], tracking_uri=store.uri))
+    packaged = next(path for path in folder.rglob("config.json") if path.parent.name == "student")
+    assert read_json(packaged)["served"] == "masked"
+    assert read_json(config)["served"] == "full"
