@@ -187,9 +187,11 @@ class EvaluateParams(Section):
 class TimingParams(Section):
     """Speed of inference (stage `timing`)."""
 
-    batch: int = Field(64, ge=1)
+    batch: int = Field(32, ge=1)
     repeats: int = Field(5, ge=3)
     warmup: int = Field(1, ge=1)
+    ddpm_steps: int = Field(1000, ge=0, le=1000)
+    """Of the DDPM that is run for one wafer; the figure's name says how many. 0 leaves it out."""
 
 
 class RegisterParams(Section):
