@@ -166,3 +166,28 @@ def test_forecast_point_is_not_guided(generator):
     strong = trained.predict_frame(frame, n=2, steps=3, guidance=4.0, sigma_low=0.0, sigma_high=1e6)
     assert strong["mean"][0] == pytest.approx(plain["mean"][0])
     assert np.abs(np.subtract(strong["sigma"][0], plain["sigma"][0])).max() > 1e-3
+
+
+def test_generate_command_hands_the_sampling_options_over(monkeypatch):
+    from typer.testing import CliRunner
+
+    from ikddit.cli import app
+
+    asked = {}
+
+    class Spy:
+        def write_forecast(self, *arguments, **options):
+            asked.update(options, arguments=arguments)
+            return 3
+
+    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, path: Spy()))
+    command = ["generate", "records", "--n", "4", "--guidance", "1.5", "--guidance-kind", "path_drop"]
+    result = CliRunner().invoke(app, [*command, "--inference", "masked", "--sampler", "heun"])
+    assert result.exit_code == 0, result.output
+    assert asked.pop("arguments") == ("records", "forecast.parquet", 4, 20, 0, 8.0)
+    assert asked == {
+        "guidance": 1.5,
+        "guidance_kind": "path_drop",
+        "inference": "masked",
+        "sampler": "heun",
+    }

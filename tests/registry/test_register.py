@@ -281,3 +281,13 @@ def test_version_serves_what_the_gate_decided_and_the_train_stage_keeps_its_fold
     packaged = next(path for path in folder.rglob("config.json") if path.parent.name == "student")
     assert read_json(packaged)["served"] == "masked"
     assert read_json(config)["served"] == "full"
+
+
+def test_a_measured_speed_makes_no_new_version_but_the_decision_does(workspace: Path) -> None:
+    model, settings = workspace / "models" / "student", {"seed": 0}
+    metrics = {"rmse_nm": 1.0, "masked": {"fid_ratio": 1.0, "speedup": 1.2}, "served": "masked"}
+    name = fingerprint(model, metrics, settings)
+    faster = metrics | {"masked": {"fid_ratio": 1.0, "speedup": 1.3}}
+    assert fingerprint(model, faster, settings) == name
+    assert fingerprint(model, metrics | {"served": "full"}, settings) != name
+    assert fingerprint(model, metrics | {"rmse_nm": 1.1}, settings) != name
