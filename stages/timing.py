@@ -3,19 +3,19 @@
 from ikddit.atomic import write_json
 from ikddit.console import run_plainly
 from ikddit.dataset.arrow import PreparedSplit
-from ikddit.evaluation.timing import measure
+from ikddit.evaluation.timing import measure, with_teacher
 from ikddit.generator import Generator
 from ikddit.params import load_params
 
 
 def main() -> None:
-    """Time full and masked student inference and a single denoiser evaluation, interleaved in one process."""
+    """Time full, masked and guided student, the teacher's path and DDPM, interleaved in one process."""
     params = load_params()
     generator = Generator.load("models/student")
     test = PreparedSplit.open("data/prepared/test.arrow")
-    write_json(
-        "reports/timing.json", measure(generator, test, params.timing, params.evaluate.steps, params.seed)
-    )
+    teacher = with_teacher(generator, "models/teacher")
+    steps = params.evaluate.steps
+    write_json("reports/timing.json", measure(generator, test, params.timing, steps, params.seed, teacher))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The public API on a tiny untrained model: shapes, independence of batches, bad requests by name."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,3 +105,90 @@ def test_request_without_a_previous_map_is_answered(generator):
 def test_missing_model_folder_says_what_to_do(tmp_path):
     with pytest.raises(ModelError, match="dvc repro train"):
         Generator.load(tmp_path)
+
+
+def guided(generator: Generator, **dropout: float) -> Generator:
+    """The same weights in a model that says how it was trained."""
+    model = OverlayModel(replace(generator.model.config, **dropout)).eval()
+    model.load_state_dict(generator.model.state_dict())
+    for parameter in model.student.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return Generator(model, generator.normaliser, generator.vocabularies)
+
+
+@pytest.mark.parametrize("kind", ["cfg", "path_drop"])
+def test_guidance_one_gives_the_unguided_maps_bit_for_bit(generator, kind):
+    trained = guided(generator, condition_dropout=0.1, path_dropout=0.1)
+    table = trained._table(made_frame(["w1", "w2"]))
+    plain = trained.sample(table, n=2, steps=5)
+    assert np.array_equal(trained.sample(table, n=2, steps=5, guidance=1.0, guidance_kind=kind), plain)
+    assert np.abs(trained.sample(table, n=2, steps=5, guidance=3.0, guidance_kind=kind) - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["condition", "path"])
+def test_guidance_the_model_was_not_trained_for_is_refused(generator, kind):
+    names = {"condition": "cfg", "path": "path_drop"}
+    with pytest.raises(InputError, match=f"train.{kind}_dropout"):
+        generator.sample(
+            generator._table(made_frame(["w1"])), n=1, steps=2, guidance=2.0, guidance_kind=names[kind]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": -2.0}, "weight of 0 or more"),
+        ({"guidance": 2.0, "guidance_kind": "auto"}, "cfg or path_drop"),
+        ({"guidance": 2.0, "sigma_low": 5.0}, "sigma_low < sigma_high"),
+        ({"inference": "half"}, "use full or masked"),
+        ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"sampler": "euler"}, "dpm, heun or ddpm"),
+        ({"sampler": "ddpm", "steps": 1001}, "at most 1000"),
+    ],
+)
+def test_bad_sampling_option_is_refused_by_name(generator, options, message):
+    with pytest.raises(InputError, match=message):
+        generator.sample(generator._table(made_frame(["w1"])), **({"n": 1, "steps": 2} | options))
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ddpm"])
+def test_samples_of_other_samplers_do_not_depend_on_neighbours_either(generator, sampler):
+    frame = made_frame(["w1", "w2"])
+    together = generator.sample(generator._table(frame), n=2, steps=4, sampler=sampler)
+    alone = generator.sample(generator._table(frame.iloc[1:]), n=2, steps=4, sampler=sampler)
+    np.testing.assert_allclose(together[1:], alone, atol=1e-4)
+
+
+def test_forecast_point_is_not_guided(generator):
+    trained = guided(generator, condition_dropout=0.1)
+    frame = made_frame(["w1"])
+    plain = trained.predict_frame(frame, n=2, steps=3)
+    strong = trained.predict_frame(frame, n=2, steps=3, guidance=4.0, sigma_low=0.0, sigma_high=1e6)
+    assert strong["mean"][0] == pytest.approx(plain["mean"][0])
+    assert np.abs(np.subtract(strong["sigma"][0], plain["sigma"][0])).max() > 1e-3
+
+
+def test_generate_command_hands_the_sampling_options_over(monkeypatch):
+    from typer.testing import CliRunner
+
+    from ikddit.cli import app
+
+    asked = {}
+
+    class Spy:
+        def write_forecast(self, *arguments, **options):
+            asked.update(options, arguments=arguments)
+            return 3
+
+    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, path: Spy()))
+    command = ["generate", "records", "--n", "4", "--guidance", "1.5", "--guidance-kind", "path_drop"]
+    result = CliRunner().invoke(app, [*command, "--inference", "masked", "--sampler", "heun"])
+    assert result.exit_code == 0, result.output
+    assert asked.pop("arguments") == ("records", "forecast.parquet", 4, 20, 0, 8.0)
+    assert asked == {
+        "guidance": 1.5,
+        "guidance_kind": "path_drop",
+        "inference": "masked",
+        "sampler": "heun",
+    }

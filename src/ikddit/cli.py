@@ -1,9 +1,12 @@
 """The `ikddit` command: a thin Typer layer; each command imports what it needs when it runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from ikddit.diffusion.plan import SamplingOptions
 
 app = typer.Typer(
     name="ikddit",
@@ -116,11 +119,29 @@ def generate(
     steps: Annotated[int, typer.Option(help="Denoiser evaluations per sample.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     limit_nm: Annotated[float, typer.Option(help="Specification limit of M3S, nm.")] = 8.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance weight; 1 or nothing is unguided, above 1 sharpens.")
+    ] = None,
+    guidance_kind: Annotated[str, typer.Option(help="Weak branch: cfg or path_drop.")] = "cfg",
+    inference: Annotated[
+        str | None, typer.Option(help="full or masked; default what the acceptance gate decided.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="dpm, heun or ddpm.")] = "dpm",
 ) -> None:
     """Forecast overlay maps: mean, sigma, M3S with its 90 % interval, out-of-spec probability."""
     from ikddit.generator import Generator
 
-    count = Generator.load(model).write_forecast(records, out, n, steps, seed, limit_nm)
+    # names that are not known are refused by `Generator.plan`, with what is known
+    options = cast(
+        "SamplingOptions",
+        {
+            "guidance": guidance,
+            "guidance_kind": guidance_kind,
+            "inference": inference,
+            "sampler": sampler,
+        },
+    )
+    count = Generator.load(model).write_forecast(records, out, n, steps, seed, limit_nm, **options)
     typer.echo(f"{count} wafers -> {out}")
 
 

@@ -1,12 +1,11 @@
 """The public inference API: records in, overlay maps in nm with uncertainty out."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +17,18 @@ from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.encode import encode_records
 from ikddit.dataset.normaliser import Normaliser
+from ikddit.dataset.request import align_log_channels, request_table
 from ikddit.dataset.vocabulary import Vocabularies
-from ikddit.diffusion.model import Inference, OverlayModel
+from ikddit.diffusion.guidance import SIGMA_HIGH, SIGMA_LOW, Guidance
+from ikddit.diffusion.model import OverlayModel
+from ikddit.diffusion.plan import RareOptions, SamplingOptions, SamplingPlan, draw_order
+from ikddit.diffusion.sampler import DDPM_STEPS
 from ikddit.embedding.conditions import gather_conditions
 from ikddit.errors import InputError, ModelError
-from ikddit.mpom.schema import CHANNELS, ID_FIELDS, PIXELS, Units, log_names_of, record_schema
 
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger("ikddit")
 Records = pa.Table | PreparedSplit
 SAMPLES_AT_ONCE = 256
 POINT_PAIRS = 2
@@ -96,7 +97,7 @@ class Generator:
         mask_ratio: float | None = None,
         guidance: float | None = None,
         seed: int = 0,
-        inference: Inference | None = None,
+        **options: Unpack[RareOptions],
     ) -> Float[np.ndarray, "W n 2 64 64"]:
         """Draw n maps per wafer, in nm.
 
@@ -105,13 +106,19 @@ class Generator:
         Args:
             records: wafers in the record schema (targets are ignored), or a prepared split of the same data.
             n: samples per wafer, at least 1.
-            steps: denoiser evaluations per sample, at least 2.
+            steps: of the sampler, at least 2; one denoiser evaluation each (Heun two).
             mask_ratio: share of tokens hidden from the deep encoder in masked inference; None: as trained.
-            guidance: not offered yet; must be None or 1.
+            guidance: weight w of D_weak + w (D - D_weak), at least 0; None or 1: unguided. It sharpens the
+                residual around the conditional mean, which itself is not guided.
             seed: of the noise.
-            inference: `full` or `masked`; None takes what the acceptance gate decided.
+            options: see `RareOptions`.
+
+        Raises:
+            InputError: an argument is out of range, or the model was not trained for this guidance.
         """
-        blocks = self.sample_blocks(records, n, steps, mask_ratio, guidance, seed, inference)
+        blocks = self.sample_blocks(
+            records, n, steps, seed, mask_ratio=mask_ratio, guidance=guidance, **options
+        )
         return np.concatenate([maps for _, maps in blocks])
 
     def sample_blocks(
@@ -119,46 +126,76 @@ class Generator:
         records: Records,
         n: int = 16,
         steps: int = 20,
-        mask_ratio: float | None = None,
-        guidance: float | None = None,
         seed: int = 0,
-        inference: Inference | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[tuple[slice, Float[np.ndarray, "w n 2 64 64"]]]:
         """As `sample`, a few wafers at a time: memory does not grow with the number of wafers."""
         if n < 1 or steps < 2:
             raise InputError("request", "n, steps", f"n={n}, steps={steps}", "use n >= 1 and steps >= 2")
-        if guidance not in (None, 1, 1.0):
-            raise InputError("request", "guidance", f"{guidance} is not offered", "leave guidance at null")
+        plan = self.plan(steps, **options)
         split = self._encode(records)
-        mode = inference or self.model.config.served
         wafers = max(1, SAMPLES_AT_ONCE // n)
         with torch.inference_mode():
             for start in range(0, len(split), wafers):
                 block = slice(start, min(start + wafers, len(split)))
-                yield block, self._sample_block(split, block, n, steps, mask_ratio, seed, mode)
+                yield block, self._sample_block(split, block, n, seed, plan)
+
+    def plan(self, steps: int = 20, **options: Unpack[SamplingOptions]) -> SamplingPlan:
+        """Check the options of a request against this model.
+
+        Raises:
+            InputError: an option is out of range, or the model was not trained for this guidance.
+        """
+        config = self.model.config
+        sampler = options.get("sampler", "dpm")
+        if sampler not in ("dpm", "heun", "ddpm"):
+            raise InputError("request", "sampler", repr(sampler), "use dpm, heun or ddpm")
+        if sampler == "ddpm" and steps > DDPM_STEPS:
+            raise InputError("request", "steps", str(steps), f"the ddpm sampler has at most {DDPM_STEPS}")
+        inference = options.get("inference") or config.served
+        if inference not in ("full", "masked"):
+            raise InputError("request", "inference", repr(inference), "use full or masked")
+        ratio = options.get("mask_ratio")
+        if ratio is not None and not 0 <= ratio < 1:
+            raise InputError("request", "mask_ratio", str(ratio), "use a share from 0 to below 1")
+        weight = options.get("guidance")
+        guidance = None
+        if weight is not None:
+            kind = options.get("guidance_kind", "cfg")
+            low, high = options.get("sigma_low", SIGMA_LOW), options.get("sigma_high", SIGMA_HIGH)
+            try:
+                guidance = Guidance(float(weight), kind, low, high)
+            except ValueError as error:
+                raise InputError(
+                    "request", "guidance", str(error), "leave it out to sample unguided"
+                ) from None
+            dropout = config.condition_dropout if kind == "cfg" else config.path_dropout
+            if guidance.weight != 1 and dropout == 0:
+                name = "train.condition_dropout" if kind == "cfg" else "train.path_dropout"
+                raise InputError(
+                    "request",
+                    "guidance",
+                    f"the model has no weak branch for {kind}, it was trained with {name} 0",
+                    f"train with {name} above 0, or leave guidance out",
+                )
+        return SamplingPlan(steps, inference, ratio, guidance, sampler)
 
     def _sample_block(
-        self,
-        split: PreparedSplit,
-        block: slice,
-        n: int,
-        steps: int,
-        mask_ratio: float | None,
-        seed: int,
-        inference: Inference,
+        self, split: PreparedSplit, block: slice, n: int, seed: int, plan: SamplingPlan
     ) -> np.ndarray:
         device = self.model.usable.device
         conditions = gather_conditions(split, block, self.normaliser.sigma_nm).to(device)
         mean = self.model.mean(conditions)
         cache = self.model.condition(conditions).repeat_interleave(n)
-        noise, order = [], []
-        tokens = self.model.student.encoder.tokens
+        noise, order, generators = [], [], []
+        groups = self.model.student.encoder.groups
         for barcode in split.barcode[block]:
             generator = torch.Generator().manual_seed(_wafer_seed(seed, barcode))
             noise.append(torch.randn(n, 2, 64, 64, generator=generator))
-            order.append(torch.rand(n, tokens, generator=generator).argsort(1))
+            order.append(draw_order(n, groups, generator))
+            generators += [generator] * n
         residual = self.model.sample_residual(
-            torch.cat(noise).to(device), cache, steps, inference, mask_ratio, torch.cat(order).to(device)
+            torch.cat(noise).to(device), cache, plan, torch.cat(order).to(device), generators
         )
         maps = (mean.repeat_interleave(n, 0) + residual) * self.model.usable * self.normaliser.sigma_nm
         out: np.ndarray = maps.view(-1, n, 2, 64, 64).cpu().numpy()
@@ -190,17 +227,25 @@ class Generator:
         return out
 
     def predict(
-        self, records: Records, n: int = 16, steps: int = 20, seed: int = 0, limit_nm: float = 8.0
+        self,
+        records: Records,
+        n: int = 16,
+        steps: int = 20,
+        seed: int = 0,
+        limit_nm: float = 8.0,
+        **options: Unpack[SamplingOptions],
     ) -> Forecast:
         """Point forecast, sigma map, M3S with its 90 % interval, out-of-spec probability.
 
         Args:
             limit_nm: specification limit for the larger of the two axes' |mean| + 3 sigma.
+            options: of the samples, see `SamplingOptions`; the point forecast comes from the highest noise,
+                which is never guided or masked.
         """
         split = self._encode(records)
         usable = self.usable
         sigma, m3s = [], []
-        for _, maps in self.sample_blocks(split, n, steps, seed=seed):
+        for _, maps in self.sample_blocks(split, n, steps, seed, **options):
             sigma.append(maps.std(axis=1, ddof=1) if n > 1 else np.zeros_like(maps[:, 0]))
             on_wafer = maps[..., usable]
             m3s.append(np.abs(on_wafer.mean(-1)) + 3 * on_wafer.std(-1))
@@ -216,7 +261,13 @@ class Generator:
         )
 
     def predict_frame(
-        self, frame: "pd.DataFrame", n: int = 16, steps: int = 20, seed: int = 0, limit_nm: float = 8.0
+        self,
+        frame: "pd.DataFrame",
+        n: int = 16,
+        steps: int = 20,
+        seed: int = 0,
+        limit_nm: float = 8.0,
+        **options: Unpack[SamplingOptions],
     ) -> "pd.DataFrame":
         """`predict` for a table with one wafer a row, as MLflow serving and batch scoring use it.
 
@@ -232,7 +283,9 @@ class Generator:
         Raises:
             InputError: names the column that does not fit.
         """
-        return forecast_table(self.predict(self._table(frame), n, steps, seed, limit_nm)).to_pandas()
+        return forecast_table(
+            self.predict(self._table(frame), n, steps, seed, limit_nm, **options)
+        ).to_pandas()
 
     def write_forecast(
         self,
@@ -242,6 +295,7 @@ class Generator:
         steps: int = 20,
         seed: int = 0,
         limit_nm: float = 8.0,
+        **options: Unpack[SamplingOptions],
     ) -> int:
         """`predict` for a folder of record Parquet files, batch by batch, into one Parquet file.
 
@@ -265,7 +319,7 @@ class Generator:
                 with pq.ParquetFile(part) as file:
                     for batch in file.iter_batches(batch_size=64):
                         table = pa.Table.from_batches([batch], schema=file.schema_arrow)
-                        out = forecast_table(self.predict(table, n, steps, seed, limit_nm))
+                        out = forecast_table(self.predict(table, n, steps, seed, limit_nm, **options))
                         writer = writer or pq.ParquetWriter(scratch, out.schema, compression="zstd")
                         writer.write_table(out)
                         count += len(table)
@@ -275,40 +329,7 @@ class Generator:
         return count
 
     def _table(self, frame: "pd.DataFrame") -> pa.Table:
-        """Rows of a request as a table in the record schema."""
-        schema = record_schema(self.normaliser.log_names)
-        n = len(frame)
-        if "barcode" not in frame:
-            raise InputError("request", "barcode", "column is missing", "give every wafer a barcode")
-        known = set(schema.names)
-        if unknown := [str(name) for name in frame.columns if name not in known]:
-            raise InputError("request", unknown[0], "unknown column", f"use {sorted(known)}")
-        arrays: dict[str, Any] = {
-            "barcode": [str(value) for value in frame["barcode"]],
-            "source": ["request"] * n,
-            "sha256": [""] * n,
-        }
-        sizes = {
-            "log_features": (len(self.normaliser.log_names), np.float32, np.nan),
-            "prev_map": (CHANNELS["nm"] * PIXELS, np.float32, np.nan),
-            "prev_valid": (PIXELS, np.uint8, 1),
-        }
-        for name, (size, kind, fill) in sizes.items():
-            column = frame[name] if name in frame else [None] * n
-            arrays[name] = [_fixed(value, name, size, kind, fill) for value in column]
-        for row, (values, mask) in enumerate(zip(arrays["prev_map"], arrays["prev_valid"], strict=True)):
-            finite = np.isfinite(values.reshape(2, PIXELS)).all(0)
-            arrays["prev_valid"][row] = (finite & (mask > 0)).astype(np.uint8)
-        lines: Any = frame["log_lines"] if "log_lines" in frame else [None] * n
-        arrays["log_lines"] = [[] if _missing(value) else [str(line) for line in value] for value in lines]
-        for name in ID_FIELDS:
-            if name in frame:
-                arrays[name] = [None if _missing(value) else str(value) for value in frame[name]]
-        columns = [
-            pa.array(arrays[field.name], field.type) if field.name in arrays else _absent(field, n)
-            for field in schema
-        ]
-        return pa.table(columns, schema=schema)
+        return request_table(frame, self.normaliser.log_names)
 
     def _encode(self, records: Records) -> PreparedSplit:
         if isinstance(records, PreparedSplit):
@@ -338,59 +359,6 @@ def forecast_table(forecast: Forecast) -> pa.Table:
         columns[f"m3s_{name}_low_nm"] = forecast.m3s_low[:, axis]
         columns[f"m3s_{name}_high_nm"] = forecast.m3s_high[:, axis]
     return pa.table(columns | {"out_of_spec": forecast.out_of_spec})
-
-
-def align_log_channels(table: pa.Table, names: list[str]) -> pa.Table:
-    """Bring a record table's log channels into the model's order, by name.
-
-    Channels the model does not know are dropped and those absent become NaN (missing); both are logged.
-    """
-    have = log_names_of(table.schema)
-    if have == names:
-        return table
-    place = {name: i for i, name in enumerate(have)}
-    shared = [name for name in names if name in place]
-    log.warning(
-        "log channels: %d of the model's %d are in the records; %d others are ignored",
-        len(shared), len(names), len(have) - len(shared),
-    )  # fmt: skip
-    values = np.full((table.num_rows, len(names)), np.nan, np.float32)
-    column: Any = table.column("log_features").combine_chunks()
-    source = np.asarray(column.flatten(), dtype=np.float32).reshape(table.num_rows, len(have))
-    for i, name in enumerate(names):
-        if name in place:
-            values[:, i] = source[:, place[name]]
-    units: Units = "rgb" if (table.schema.metadata or {}).get(b"units") == b"rgb" else "nm"
-    schema = record_schema(names, units)
-    features = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), len(names))
-    columns = [features if name == "log_features" else table.column(name) for name in schema.names]
-    return pa.table(columns, schema=schema)
-
-
-def _fixed(value: Any, name: str, size: int, kind: Any, fill: float) -> np.ndarray:
-    """One row of a fixed-size column; None or an empty list (JSON tables mix no nulls with lists) is missing."""
-    if _missing(value) or np.size(value) == 0:
-        return np.full(size, fill, kind)
-    try:
-        array = np.asarray(
-            [fill if v is None else v for v in np.asarray(value, dtype=object).ravel()], np.float64
-        )
-    except (TypeError, ValueError):
-        raise InputError("request", name, "not a list of numbers", f"send {size} numbers") from None
-    if array.size != size:
-        raise InputError("request", name, f"{array.size} values, expected {size}", "send a flat list")
-    return array.astype(kind)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _absent(field: Any, n: int) -> Any:
-    """A column of missing values; fixed-size lists are zeros, so that a mask of them says invalid."""
-    if pa.types.is_fixed_size_list(field.type):
-        return pa.array([np.zeros(field.type.list_size)] * n, field.type)
-    return pa.nulls(n, field.type)
 
 
 def _wafer_seed(seed: int, barcode: str) -> int:

@@ -166,6 +166,9 @@ class TrainParams(Section):
     p_mean: float = 0.3
     p_std: float = Field(1.4, gt=0.0)
     condition_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of rows without condition; 0 rules out classifier-free guidance."""
+    path_dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of rows whose decoder does without the deep encoder; 0 rules out path-drop guidance."""
     ema_gamma: float = Field(6.94, gt=0.0)
     """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""
     teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)
@@ -180,6 +183,15 @@ class TrainParams(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class ServingParams(Section):
+    """Comparison of masked with full inference, by which the acceptance gate decides what is served."""
+
+    wafers: int = Field(100, ge=2)
+    samples: int = Field(4, ge=1)
+    """Per wafer, seed and mode."""
+    seeds: int = Field(3, ge=3)
+
+
 class EvaluateParams(Section):
     """Generation on the test split and its scores (stage `evaluate`)."""
 
@@ -189,14 +201,17 @@ class EvaluateParams(Section):
     batch: int = Field(256, ge=1)
     tau_nm: float = Field(1.5, gt=0.0)
     inference: Literal["full", "masked"] = "full"
+    serving: ServingParams = ServingParams()
 
 
 class TimingParams(Section):
     """Speed of inference (stage `timing`)."""
 
-    batch: int = Field(64, ge=1)
+    batch: int = Field(32, ge=1)
     repeats: int = Field(5, ge=3)
     warmup: int = Field(1, ge=1)
+    ddpm_steps: int = Field(1000, ge=0, le=1000)
+    """Of the DDPM that is run for one wafer; the figure's name says how many. 0 leaves it out."""
 
 
 class RegisterParams(Section):

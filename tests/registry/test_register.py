@@ -267,3 +267,27 @@ def test_requirements_are_what_the_generator_imports() -> None:
     assert {name for name in packages if not set(owners[name]) & set(REQUIREMENTS)} == set()
     provided = {owner for name in packages for owner in owners[name]}
     assert set(REQUIREMENTS) - provided == set()
+
+
+def test_version_serves_what_the_gate_decided_and_the_train_stage_keeps_its_folder(
+    workspace: Path, store: Store
+) -> None:
+    config = workspace / "models" / "student" / "config.json"
+    write_json(config, {"model": "T/8", "served": "full"})
+    write_json(workspace / "reports" / "evaluation" / "metrics.json", {"rmse_nm": 1.0, "served": "masked"})
+    answer = register(PARAMS, workspace, store)
+    assert MlflowClient(store.uri).get_model_version("ikddit", "1").tags["served"] == "masked"
+    folder = Path(mlflow.artifacts.download_artifacts(answer["model_uri"], tracking_uri=store.uri))
+    packaged = next(path for path in folder.rglob("config.json") if path.parent.name == "student")
+    assert read_json(packaged)["served"] == "masked"
+    assert read_json(config)["served"] == "full"
+
+
+def test_a_measured_speed_makes_no_new_version_but_the_decision_does(workspace: Path) -> None:
+    model, settings = workspace / "models" / "student", {"seed": 0}
+    metrics = {"rmse_nm": 1.0, "masked": {"fid_ratio": 1.0, "speedup": 1.2}, "served": "masked"}
+    name = fingerprint(model, metrics, settings)
+    faster = metrics | {"masked": {"fid_ratio": 1.0, "speedup": 1.3}}
+    assert fingerprint(model, faster, settings) == name
+    assert fingerprint(model, metrics | {"served": "full"}, settings) != name
+    assert fingerprint(model, metrics | {"rmse_nm": 1.1}, settings) != name

@@ -1,10 +1,10 @@
 """The whole served model: embedding, conditional mean, student and preconditioning, with full and masked sampling."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ikddit.atomic import read_json, write_json
 from ikddit.diffusion.edm import Preconditioning
-from ikddit.diffusion.sampler import Sampler, sample_dpm, sample_heun
+from ikddit.diffusion.plan import Inference, SamplingPlan, visible_at
+from ikddit.diffusion.sampler import sample_ddpm, sample_dpm, sample_heun
 from ikddit.embedding.conditions import Conditions
-from ikddit.embedding.encoders import EmbeddingConfig, UnifiedEmbedding
+from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig, UnifiedEmbedding
 from ikddit.errors import ModelError
 from ikddit.networks.codec import Codec, CodecConfig
 from ikddit.networks.masking import visible_count
@@ -23,9 +24,6 @@ from ikddit.networks.student import ConditionCache, Student
 
 FORMAT_VERSION = 2
 """2: patches off the wafer are no tokens; a student of version 1 was trained with them."""
-Inference = Literal["full", "masked"]
-FULL_ENDS = 2
-"""Masked inference: this many first and last steps are full."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,11 @@ class ModelConfig:
     max_lines: int
     precision: str
     served: Inference = "full"
+    """What the acceptance gate decided (`ikddit.evaluation.gate`)."""
+    condition_dropout: float = 0.0
+    """Share of training rows without condition: above 0, classifier-free guidance is possible."""
+    path_dropout: float = 0.0
+    """Share of training rows without the deep encoder: above 0, path-drop guidance is possible."""
     codec: CodecConfig | None = None
     """Set: the student diffuses this codec's latents, and maps are its decoder's."""
     format_version: int = FORMAT_VERSION
@@ -64,6 +67,10 @@ class ModelConfig:
         if values.get("codec") is not None:
             values["codec"] = CodecConfig.from_json(values["codec"])
         return cls(**values)
+
+
+Branch = Callable[[Tensor, Tensor, int, float | None], Tensor]
+"""(x, sigma, number of the evaluation, weight of path-drop guidance or None) -> D(x; sigma)."""
 
 
 class OverlayModel(nn.Module):
@@ -98,6 +105,20 @@ class OverlayModel(nn.Module):
         with self.autocast():
             return self.student.encoder.cache(self.embedding(c))
 
+    def unconditional(self, batch: int) -> ConditionCache:
+        """The cache of a dropped condition for `batch` samples, the weak branch of classifier-free guidance.
+
+        Every token of a dropped condition is the same zero, so one of them gives what all of them would.
+        """
+        dim, device = self.config.embedding.dim, self.usable.device
+        nothing = ConditionTokens(
+            torch.zeros(1, 1, dim, device=device),
+            torch.zeros(1, 1, dtype=torch.bool, device=device),
+            torch.zeros(1, 3 * dim, device=device),
+        )
+        with self.autocast():
+            return self.student.encoder.cache(nothing).repeat_interleave(batch)
+
     def denoise(
         self,
         x: Float[Tensor, "B 2 64 64"],
@@ -105,8 +126,14 @@ class OverlayModel(nn.Module):
         cache: ConditionCache,
         visible: Int[Tensor, "B V"] | None = None,
         deep: Float[Tensor, "B N D"] | None = None,
+        path_drop: float | None = None,
     ) -> tuple[Float[Tensor, "B 2 64 64"], Float[Tensor, "B N D"]]:
-        """D(x; sigma) of the residual, and the deep features of all tokens for reuse in the next step."""
+        """D(x; sigma) of the residual, and the deep features of all tokens for reuse in the next step.
+
+        Args:
+            path_drop: weight of path-drop guidance; D is affine in the network's output, so that is where the
+                weak branch, which shares the dense path, comes in.
+        """
         sigma = sigma.to(x.device).expand(len(x))
         valid = self.usable.expand(len(x), -1, -1, -1)
         read, c_noise, linear = self.precondition.inputs(x * valid, sigma)
@@ -116,50 +143,80 @@ class OverlayModel(nn.Module):
             known = None if known is None else known.expand(len(x), -1)
             shallow, modulation = encoder.shallow(read, valid, c_noise, cache, known)
             full, _ = self.student.deep_full(shallow, modulation, cache, visible, deep, known=known)
-            raw = self.student.decoder(shallow, full, modulation, known)
+            raw = self.student.decoder(shallow, full, modulation, known).float()
+            if path_drop is not None:
+                hidden = self.student.decoder.hidden.expand_as(shallow)
+                weak = self.student.decoder(shallow, hidden, modulation, known).float()
+                raw = weak.lerp(raw, path_drop)
         return self.precondition.denoised(linear, sigma, raw), full
 
     def sample_residual(
         self,
         noise: Float[Tensor, "B 2 64 64"],
         cache: ConditionCache,
-        steps: int,
-        inference: Inference = "full",
-        mask_ratio: float | None = None,
+        plan: SamplingPlan,
         order: Int[Tensor, "B N"] | None = None,
-        sampler: Sampler = "dpm",
+        generators: list[torch.Generator] | None = None,
     ) -> Float[Tensor, "B 2 64 64"]:
         """Draw residuals from unit noise.
 
-        Masked inference runs the deep encoder on a share of the tokens; each step takes the next ones of
+        Masked inference runs the deep encoder on a share of the tokens; each evaluation takes the next ones of
         `order` (complementary halves A, B, A, B at ratio 0.5) and a hidden token keeps its own deep feature
-        of the last step that saw it. The first and last two steps are full.
+        of the last evaluation that saw it. The first and last two evaluations are full.
 
         Args:
-            order: a permutation of the token positions per sample; needed for masked inference.
+            order: a permutation of the token positions per sample (`draw_order`); needed for masked inference.
+            generators: one per sample, of the noise that the `ddpm` sampler adds.
+
+        Raises:
+            ValueError: the plan needs `order` or `generators` and they are not given.
         """
-        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        tokens = self.student.encoder.tokens
-        count = visible_count(tokens, ratio)
-        deep: Tensor | None = None
-        evaluations = steps if sampler == "dpm" else 2 * steps - 1
+        if plan.inference == "masked" and order is None:
+            raise ValueError("masked inference needs `order`")
+        masks = order if plan.inference == "masked" else None
+        guidance, sigma_data = plan.guidance, self.config.sigma_data
+        strong = self._branch(cache, masks, plan)
+        weak = strong
+        if guidance is not None and guidance.kind == "cfg":
+            weak = self._branch(self.unconditional(len(noise)), masks, plan)
 
         def denoise(x: Tensor, sigma: Tensor, number: int) -> Tensor:
-            nonlocal deep
-            visible = None
-            middle = FULL_ENDS <= number < evaluations - FULL_ENDS
-            if inference == "masked" and middle and count < tokens:
-                if order is None:
-                    raise ValueError("masked inference needs `order`")
-                visible = order.roll(-(number - FULL_ENDS) * count, 1)[:, :count].sort(1).values
-            out, deep = self.denoise(x, sigma, cache, visible, deep)
+            if guidance is None or not guidance.active(float(sigma), sigma_data):
+                out = strong(x, sigma, number, None)
+            elif guidance.kind == "path_drop":
+                out = strong(x, sigma, number, guidance.weight)
+            else:
+                out = weak(x, sigma, number, None).lerp(strong(x, sigma, number, None), guidance.weight)
             return out * self.usable
 
         noise = noise * self.usable
         low, high = self.config.sigma_min, self.config.sigma_max
-        if sampler == "heun":
-            return sample_heun(denoise, noise, steps, low, high)
-        return sample_dpm(denoise, noise, steps, self.config.sigma_data, low, high)
+        if plan.sampler == "heun":
+            return sample_heun(denoise, noise, plan.steps, low, high)
+        if plan.sampler == "ddpm":
+            if generators is None:
+                raise ValueError("the ddpm sampler needs `generators`")
+            return sample_ddpm(denoise, noise, plan.steps, sigma_data, generators)
+        return sample_dpm(denoise, noise, plan.steps, sigma_data, low, high)
+
+    def _branch(self, cache: ConditionCache, masks: Tensor | None, plan: SamplingPlan) -> "Branch":
+        """A denoiser that remembers its own deep features from one evaluation to the next."""
+        ratio = self.config.mask_ratio if plan.mask_ratio is None else plan.mask_ratio
+        count = visible_count(self.student.encoder.tokens, ratio)
+        deep: Tensor | None = None
+        last = -1
+
+        def denoise(x: Tensor, sigma: Tensor, number: int, path_drop: float | None) -> Tensor:
+            nonlocal deep, last
+            visible = None
+            # a branch that was not run in the evaluation before has no fresh feature to reuse: it runs full
+            if masks is not None and deep is not None and last == number - 1:
+                visible = visible_at(masks, number, plan.evaluations, count)
+            out, deep = self.denoise(x, sigma, cache, visible, deep, path_drop)
+            last = number
+            return out
+
+        return denoise
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into an existing folder."""

@@ -1,4 +1,4 @@
-"""Samplers: DPM-Solver++(2M) through diffusers' EDM scheduler, and EDM's Heun as the reference."""
+"""Samplers: DPM-Solver++(2M) through diffusers' EDM scheduler, EDM's Heun as the reference, DDPM to compare with."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -8,7 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor, int], Tensor]
-"""(x, sigma as a scalar tensor, number of the step) -> D(x; sigma)."""
+"""(x, sigma as a scalar tensor, number of the evaluation from 0) -> D(x; sigma)."""
+Sampler = Literal["dpm", "heun", "ddpm"]
+DDPM_STEPS = 1000
+"""Steps of the noise schedule with which DDPM models, the public IKDDiT code among them, are trained."""
 
 
 def karras_sigmas(
@@ -69,13 +72,46 @@ def sample_heun(
     x = noise * sigmas[0]
     for i in range(steps):
         here, there = sigmas[i], sigmas[i + 1]
-        slope = (x - denoise(x, here, i)) / here
+        slope = (x - denoise(x, here, 2 * i)) / here
         ahead = x + (there - here) * slope
         if there > 0:
-            slope = (slope + (ahead - denoise(ahead, there, i)) / there) / 2
+            slope = (slope + (ahead - denoise(ahead, there, 2 * i + 1)) / there) / 2
             ahead = x + (there - here) * slope
         x = ahead
     return x
 
 
-Sampler = Literal["dpm", "heun"]
+def sample_ddpm(
+    denoise: Denoise,
+    noise: Float[Tensor, "B C H W"],
+    steps: int,
+    scale: float,
+    generators: list[torch.Generator],
+) -> Float[Tensor, "B C H W"]:
+    """DDPM's ancestral sampling (2006.11239, algorithm 2) with linear betas, for comparison only.
+
+    DDPM diffuses z_t = sqrt(a_t) y / scale + sqrt(1 - a_t) n with unit-variance data y / scale. Divided by
+    sqrt(a_t) / scale that is x = y + sigma n with sigma = scale sqrt((1 - a_t) / a_t), which is what the EDM
+    denoiser reads (EDM, appendix C.1); its answer D(x; sigma) / scale is the scheduler's predicted sample. The
+    added noise has the posterior variance (diffusers' `fixed_small`).
+
+    Args:
+        denoise: the preconditioned denoiser.
+        noise: unit Gaussian noise; its shape is the shape of the samples.
+        steps: ancestral steps, up to 1,000; fewer skip steps of the schedule evenly.
+        scale: standard deviation of the data, in its units.
+        generators: one per sample, of the noise added at every step.
+    """
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(
+        num_train_timesteps=DDPM_STEPS, beta_schedule="linear", prediction_type="sample", clip_sample=False
+    )
+    scheduler.set_timesteps(steps)
+    z: Tensor = noise
+    for number, t in enumerate(scheduler.timesteps):
+        kept = scheduler.alphas_cumprod[t]
+        sigma = scale * ((1 - kept) / kept).sqrt()
+        sample = denoise(z * scale / kept.sqrt(), sigma, number) / scale
+        z = scheduler.step(sample, t, z, generator=generators).prev_sample
+    return z * scale

@@ -73,7 +73,7 @@ def evaluate(generator: Generator, test: PreparedSplit, params: EvaluateParams, 
     metrics["spread_skill"] = spread_skill(samples, measured, valid)
     shuffled = generator.point(_shuffled(part, seed), seed)
     metrics["shuffled_rmse_ratio"] = float(kpi.rmse_nm(shuffled, measured, valid)) / metrics["rmse_nm"]
-    metrics["frechet_embedding"] = _frechet(generator, part, samples)
+    metrics["frechet_embedding"] = frechet_embedding(generator, part, samples)
     metrics |= {"n_wafers": len(part), "n_samples": params.samples, "steps": params.steps}
     metrics["served"] = generator.model.config.served
     shown = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).round().astype(int)
@@ -113,7 +113,7 @@ def _shuffled(split: PreparedSplit, seed: int) -> PreparedSplit:
 
 
 @torch.inference_mode()
-def _frechet(generator: Generator, split: PreparedSplit, samples: np.ndarray) -> float:
+def frechet_embedding(generator: Generator, split: PreparedSplit, samples: np.ndarray) -> float:
     """Frechet distance of measured and generated maps on the project's own map embedding (128 numbers a map).
 
     Generated maps get the masks of the measured ones, so that the mask is no difference.

@@ -101,9 +101,14 @@ class GatedCrossAttention(nn.Module):
         self.gate = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, key_value: tuple[Tensor, Tensor], attend: Tensor) -> Tensor:
-        """Residual update of x; the identity at initialisation."""
-        update: Tensor = torch.tanh(self.gate) * self.attention(self.norm(x), key_value, attend)
-        return x + update
+        """Residual update of x; the identity at initialisation.
+
+        With keys of fewer wafers than there are samples, the samples of a wafer are folded into one longer
+        query, so that its keys and values serve all of them without a copy.
+        """
+        folded = x.reshape(len(key_value[0]), -1, x.shape[-1])
+        update: Tensor = torch.tanh(self.gate) * self.attention(self.norm(folded), key_value, attend)
+        return x + update.view_as(x)
 
 
 class Block(nn.Module):

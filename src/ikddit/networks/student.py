@@ -15,19 +15,16 @@ from ikddit.networks.sizes import SIZES
 
 @dataclass(frozen=True)
 class ConditionCache:
-    """What the blocks need of the condition, computed once per sample and not once per step."""
+    """What the blocks need of the condition, computed once per wafer and not once per step or sample."""
 
     pooled: Float[Tensor, "B D"]
     key_values: list[tuple[Tensor, Tensor]]
+    """Of W wafers; B is a multiple of W, and each wafer's samples follow one another."""
     attend: Tensor
 
     def repeat_interleave(self, n: int) -> "ConditionCache":
-        """Each wafer n times in a row."""
-        return ConditionCache(
-            self.pooled.repeat_interleave(n, 0),
-            [(k.repeat_interleave(n, 0), v.repeat_interleave(n, 0)) for k, v in self.key_values],
-            self.attend.repeat_interleave(n, 0),
-        )
+        """Each wafer n times in a row; its samples share its keys and values (`GatedCrossAttention`)."""
+        return ConditionCache(self.pooled.repeat_interleave(n, 0), self.key_values, self.attend)
 
 
 class Encoder(nn.Module):
@@ -238,9 +235,16 @@ class Student(nn.Module):
         cache: ConditionCache,
         visible: Int[Tensor, "B V"] | None = None,
         taps: tuple[int, ...] = (),
+        path_drop: Bool[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, "B C 64 64"], list[Tensor]]:
-        """Network output F (B, C, 64, 64) and the tapped hidden states of the visible tokens."""
+        """Network output F (B, C, 64, 64) and the tapped hidden states of the visible tokens.
+
+        Where `path_drop` is True the decoder gets hidden tokens instead of deep ones (path-drop learning of
+        SPRINT, 2510.21986), so that guidance has a weak branch.
+        """
         known = self.encoder.attendable(valid)
         shallow, condition = self.encoder.shallow(x, valid, c_noise, cache, known)
         deep, tapped = self.deep_full(shallow, condition, cache, visible, taps=taps, known=known)
+        if path_drop is not None:
+            deep = torch.where(path_drop[:, None, None], self.decoder.hidden.to(deep.dtype), deep)
         return self.decoder(shallow, deep, condition, known), tapped

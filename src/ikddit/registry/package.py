@@ -1,11 +1,16 @@
 """A model folder as an MLflow pyfunc: code instead of pickle, safetensors, a signature, an example."""
 
 import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ikddit.atomic import read_json, write_json
 from ikddit.errors import ModelError
 from ikddit.mpom.schema import ID_FIELDS, PIXELS
 
@@ -129,7 +134,9 @@ def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str,
     import ikddit
     from ikddit.generator import Generator
 
-    output = Generator.load(model_folder).predict_frame(example, **QUICK)
+    output = Generator.load(model_folder).predict_frame(
+        example, n=QUICK["n"], steps=QUICK["steps"], seed=QUICK["seed"]
+    )
     info: ModelInfo = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -144,6 +151,29 @@ def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str,
     if len(again) != len(example):
         raise ModelError(f"the logged model answered {len(example)} wafers with {len(again)} rows")
     return info
+
+
+@contextmanager
+def served_folder(model_folder: Path, served: str) -> Iterator[Path]:
+    """The model folder with the acceptance gate's decision in its config.json, so that it travels with the model.
+
+    The train stage writes the folder before anybody knows whether masked inference is good enough; the
+    evaluate stage decides (`served` in metrics.json). A copy is made only where the config says otherwise.
+
+    Args:
+        model_folder: as the train stage wrote it; it is not changed.
+        served: `full` or `masked`.
+    """
+    path = model_folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if config.get("served", served) == served:
+        yield model_folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / model_folder.name
+        shutil.copytree(model_folder, copy)
+        write_json(copy / "config.json", config | {"served": served})
+        yield copy
 
 
 def check_folder(model_folder: Path) -> None:

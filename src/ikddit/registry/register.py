@@ -12,7 +12,7 @@ from ikddit.atomic import write_json
 from ikddit.console import log
 from ikddit.errors import IkdditError, RegistryError
 from ikddit.params import Params
-from ikddit.registry.package import check_folder, example_frame, log_package
+from ikddit.registry.package import check_folder, example_frame, log_package, served_folder
 from ikddit.registry.result import Result, collect
 from ikddit.registry.store import Store, locate_store, open_store, process_tags
 
@@ -119,7 +119,8 @@ def _new_version(
         with run:
             _log_result(client, run_id, result)
             example = example_frame(result.folder / "data" / "prepared", result.model)
-            info = log_package(result.model, example, {FINGERPRINT_TAG: result.fingerprint})
+            with served_folder(result.model, result.tags["served"]) as folder:
+                info = log_package(folder, example, {FINGERPRINT_TAG: result.fingerprint})
             # The tags come with the version in one transaction: no version is ever without its fingerprint.
             version = mlflow.register_model(info.model_uri, settings.model_name, tags=_version_tags(result))
             client.set_tag(run_id, VERSION_TAG, version.version)

@@ -140,6 +140,8 @@ def fit(
         mask_ratio=params.mask_ratio,
         max_lines=train.line_templates.shape[1],
         precision=params.train.precision,
+        condition_dropout=params.train.condition_dropout,
+        path_dropout=params.train.path_dropout,
     )
     torch.manual_seed(params.seed)
     model = OverlayModel(config)

@@ -86,6 +86,7 @@ def draw_batch(
     drop = torch.rand(size, generator=generator) < t.condition_dropout
     sigma = draw_sigma(size, t.p_mean, t.p_std, generator)
     visible = draw_visible(size, tokens, params.mask_ratio, generator, groups) if masked else None
+    path_drop = torch.rand(size, generator=generator) < t.path_dropout if t.path_dropout else None
     noise = torch.randn(size, *data.residual.shape[1:], generator=noise_generator, device=device)
     index = index[rows]
     c = data.condition[index]
@@ -98,6 +99,7 @@ def draw_batch(
         sigma=sigma[rows].to(device),
         noise=noise[rows],
         visible=None if visible is None else visible[rows].to(device),
+        path_drop=None if path_drop is None else path_drop[rows].to(device),
     )
 
 

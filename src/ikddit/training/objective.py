@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ikddit.diffusion.edm import Preconditioning, masked_mean
@@ -28,6 +28,8 @@ class TrainingBatch:
     sigma: Float[Tensor, " B"]
     noise: Float[Tensor, "B 2 64 64"]
     visible: Int[Tensor, "B V"] | None
+    path_drop: Bool[Tensor, " B"] | None = None
+    """Rows whose decoder must do without the deep encoder; None: no row."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,15 @@ def compute_terms(
     read, c_noise, linear = precondition.inputs(noisy, batch.sigma)
     encoder = student.encoder
     cache = encoder.cache(batch.condition)
-    raw, taps = student(read, batch.valid, c_noise, cache, batch.visible, taps=(encoder.student_tap,))
+    raw, taps = student(
+        read,
+        batch.valid,
+        c_noise,
+        cache,
+        batch.visible,
+        taps=(encoder.student_tap,),
+        path_drop=batch.path_drop,
+    )
     error = precondition.denoised(linear, batch.sigma, raw) - batch.residual
     dsm = precondition.loss(error, batch.sigma, batch.valid).mean()
     mae = (masked_mean(error.abs(), batch.valid) / precondition.sigma_data).mean()

@@ -1,0 +1,97 @@
+"""Measure masked against full inference on the same wafers and noise, and let the gate decide what is served."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from ikddit.console import progress
+from ikddit.dataset.arrow import PreparedSplit
+from ikddit.diffusion.plan import Inference
+from ikddit.evaluation.gate import Decision, ModeFigures, decide
+from ikddit.evaluation.scores import evaluation_subset
+from ikddit.evaluation.student import frechet_embedding, take
+from ikddit.generator import Generator
+from ikddit.overlay import kpi
+from ikddit.params import EvaluateParams
+
+MODES: tuple[Inference, Inference] = ("full", "masked")
+
+
+def compare_modes(
+    generator: Generator, test: PreparedSplit, params: EvaluateParams, seed: int
+) -> dict[Inference, ModeFigures]:
+    """Draw `serving.samples` maps of `serving.wafers` wafers in both modes, for each of `serving.seeds` seeds.
+
+    Both modes start from the same noise. They take turns, and the order is turned round from seed to seed, so
+    that what else runs on the machine hits both alike; the first, untimed run warms both up.
+    """
+    settings = params.serving
+    part = take(test, evaluation_subset(test, settings.wafers))
+    measured, valid = part.map.astype(np.float32), part.valid
+    found: dict[Inference, dict[str, list[float]]] = {
+        mode: {name: [] for name in ModeFigures.__dataclass_fields__} for mode in MODES
+    }
+    warm = take(part, np.arange(min(8, len(part))))
+    for mode in MODES:
+        generator.sample(warm, settings.samples, params.steps, seed=seed, inference=mode)
+    for number in progress(range(settings.seeds), "masked or full", unit="seed"):
+        for mode in MODES[:: 1 if number % 2 == 0 else -1]:
+            start = time.perf_counter()
+            samples = generator.sample(
+                part, settings.samples, params.steps, seed=seed + number, inference=mode
+            )
+            seconds = time.perf_counter() - start
+            mean = samples.mean(1)
+            figures = {
+                "frechet": frechet_embedding(generator, part, samples),
+                "rmse_nm": float(kpi.rmse_nm(mean, measured, valid)),
+                "ome": float(kpi.ome(mean, measured, valid, params.tau_nm)),
+                "seconds": seconds,
+            }
+            for name, value in figures.items():
+                found[mode][name].append(value)
+    return {mode: ModeFigures(**figures) for mode, figures in found.items()}
+
+
+def choose_serving(
+    generator: Generator, test: PreparedSplit, params: EvaluateParams, seed: int
+) -> tuple[Decision, dict[str, Any]]:
+    """Decide what is served and set it in the generator's model.
+
+    Returns:
+        The decision, and everything for `serving.json`: decision, reasons, checks, figures of both modes by
+        seed, and what they were measured with.
+    """
+    modes = compare_modes(generator, test, params, seed)
+    decision = decide(modes["full"], modes["masked"])
+    generator.model.config = generator.model.with_inference(decision.served)
+    config, settings = generator.model.config, params.serving
+    return decision, {
+        "served": decision.served,
+        "fid_ratio": decision.fid_ratio,
+        "speedup": decision.speedup,
+        "reasons": decision.reasons,
+        "checks": [asdict(check) for check in decision.checks],
+        **{mode: figures.as_json() for mode, figures in modes.items()},
+        "wafers": min(settings.wafers, len(test)),
+        "samples": settings.samples,
+        "seeds": [seed + number for number in range(settings.seeds)],
+        "steps": params.steps,
+        "tau_nm": params.tau_nm,
+        "mask_ratio": config.mask_ratio,
+        "model": config.model,
+        "tokens": generator.model.student.encoder.tokens,
+        "precision": config.precision,
+        "device": str(generator.model.usable.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def serving_metrics(decision: Decision) -> dict[str, Any]:
+    """The decision's keys of metrics.json; figures that could not be computed are absent."""
+    figures = {"fid_ratio": decision.fid_ratio, "speedup": decision.speedup}
+    masked = {name: value for name, value in figures.items() if np.isfinite(value)}
+    return {"masked": masked, "served": decision.served}
