@@ -259,20 +259,6 @@ def test_third_zip_inside_one_another_is_quarantined(tmp_path, run_ingest):
 # Files ------------------------------------------------------------------------------------------------------
 
 
-def test_unreadable_file_is_quarantined(tmp_path, run_ingest, monkeypatch):
-    raw = data_set(tmp_path / "raw", 4)
-    real = os.open
-
-    def refuse(path, *args, **kwargs):
-        if str(path).endswith("overlay_000000.png"):
-            raise PermissionError(13, "Permission denied")
-        return real(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", refuse)
-    line = run_ingest(raw).rejected("000000")
-    assert (line["field"], "Permission denied" in line["reason"]) == ("file", True)
-
-
 def test_things_that_are_no_files_are_quarantined(tmp_path, run_ingest):
     raw = data_set(tmp_path / "raw", 8)
     outside = write(tmp_path, {"secret.png": SOUND}) / "secret.png"
