@@ -14,6 +14,7 @@ from ikddit.checkout import checkout_root
 
 log = logging.getLogger("ikddit")
 
+
 def state_root() -> Path:
     """Folder of resumable state: under the main checkout (DVC sets DVC_ROOT, in temporary clones too)."""
     return checkout_root() / ".ikddit" / "checkpoints"
