@@ -84,7 +84,7 @@ def main() -> None:
     with join_workers("cpu") as workers:
         trainer = made_trainer(workers, **settings)
         if double:
-            for module in (trainer.student, trainer.teacher, trainer.average, trainer.discriminator):
+            for module in (trainer.model, trainer.teacher, trainer.average, trainer.discriminator):
                 module.double()
         step = trainer.train_step
 

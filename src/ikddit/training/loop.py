@@ -131,7 +131,7 @@ class Trainer:
         torch.manual_seed(params.seed)
         self.params, self.device, self.model, self.workers = params, device, model.to(device), workers
         self.student = model.student
-        workers.share_weights(self.student)
+        workers.share_weights(model)
         self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
         self.average = copy.deepcopy(self.student).requires_grad_(False)
         width, context = self.student.encoder.size.width, model.config.embedding.dim
