@@ -98,13 +98,23 @@ def test_condition_is_encoded_once_per_run_and_not_once_per_step(model, monkeypa
 
 
 def test_masks_are_those_of_training_spread_over_every_two_by_two_group():
-    order = order_of(4)
-    assert torch.equal(order.sort(1).values, torch.arange(TOKENS).expand(4, -1))
+    order = draw_order(4, 64, torch.Generator().manual_seed(3))
+    assert torch.equal(order.sort(1).values, torch.arange(64).expand(4, -1))
     for half in (order[:, :32], order[:, 32:]):
-        seen = torch.zeros(4, TOKENS).scatter_(1, half, 1.0).view(4, 8, 8)
+        seen = torch.zeros(4, 64).scatter_(1, half, 1.0).view(4, 8, 8)
         groups = seen.unfold(1, 2, 2).unfold(2, 2, 2).sum((-1, -2))
         assert torch.equal(groups, torch.full_like(groups, 2.0))
     assert not torch.equal(order[0], order[1])
+
+
+def test_groups_cut_by_the_edge_keep_whole_groups_balanced():
+    groups = torch.tensor([0] * 4 + [1] * 3 + [2] * 4 + [3] * 3)  # two whole groups, two cut ones
+    order = draw_order(50, 14, torch.Generator().manual_seed(3), groups)
+    assert torch.equal(order.sort(1).values, torch.arange(14).expand(50, -1))
+    for half in (order[:, :7], order[:, 7:]):
+        counts = torch.nn.functional.one_hot(groups[half], 4).sum(1)
+        assert (counts[:, [0, 2]] == 2).all()
+        assert ((counts[:, [1, 3]] >= 1) & (counts[:, [1, 3]] <= 2)).all()
 
 
 def test_mask_ratio_zero_is_full_inference_bit_for_bit(model):

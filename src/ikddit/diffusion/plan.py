@@ -57,20 +57,29 @@ class SamplingOptions(RareOptions, total=False):
     """Weight w of D_weak + w (D - D_weak); None or 1: unguided."""
 
 
-def draw_order(batch: int, tokens: int, generator: torch.Generator) -> Int[Tensor, "B N"]:
+def draw_order(
+    batch: int, tokens: int, generator: torch.Generator, groups: Int[Tensor, " N"] | None = None
+) -> Int[Tensor, "B N"]:
     """Token positions of each sample in the order in which masked inference shows them.
 
-    On an even grid every quarter of the order holds one token of each 2x2 group, so that its halves are the
-    2-of-4 masks of training and every shorter window is spread over the wafer.
+    Tokens in order of their group, shuffled inside it, are dealt out in turn: every quarter of the order holds one
+    token of each whole 2x2 group, so that its halves are the 2-of-4 masks of training and every shorter window
+    is spread over the wafer.
+
+    Args:
+        groups: the 2x2 group of each token; None: of a square grid with an even side, else no groups.
     """
     side = int(tokens**0.5)
-    if side * side != tokens or side % 2:
-        return torch.rand(batch, tokens, generator=generator).argsort(1)
-    groups = torch.arange(tokens).view(side // 2, 2, side // 2, 2).permute(0, 2, 1, 3).reshape(-1, 4)
-    member = torch.rand(batch, len(groups), 4, generator=generator).argsort(2)
-    order = groups[None].expand(batch, -1, -1).gather(2, member).transpose(1, 2)
-    group = torch.rand(batch, 4, len(groups), generator=generator).argsort(2)
-    return order.gather(2, group).flatten(1)
+    if groups is None:
+        if side * side != tokens or side % 2:
+            return torch.rand(batch, tokens, generator=generator).argsort(1)
+        row, column = torch.arange(tokens) // side, torch.arange(tokens) % side
+        groups = row // 2 * side + column // 2
+    key = groups.cpu() + torch.rand(batch, tokens, generator=generator, dtype=torch.float64)
+    dealt = key.argsort(1)
+    quarters = [dealt[:, first::4] for first in (0, 2, 1, 3)]
+    shuffled = [q.gather(1, torch.rand(q.shape, generator=generator).argsort(1)) for q in quarters]
+    return torch.cat(shuffled, 1)
 
 
 def visible_at(
