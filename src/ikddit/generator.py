@@ -25,6 +25,7 @@ from ikddit.diffusion.plan import RareOptions, SamplingOptions, SamplingPlan, dr
 from ikddit.diffusion.sampler import DDPM_STEPS
 from ikddit.embedding.conditions import gather_conditions
 from ikddit.errors import InputError, ModelError
+from ikddit.overlay.kpi import m3s_interval_nm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,9 +50,9 @@ class Forecast:
     m3s: Float[np.ndarray, "W 2"]
     """Expected |mean| + 3 sigma of the measured map per axis: the average over samples, not of the mean map."""
     m3s_low: Float[np.ndarray, "W 2"]
-    """5 % quantile over samples."""
+    """Lower end of the 90 % prediction interval of the measured M3S."""
     m3s_high: Float[np.ndarray, "W 2"]
-    """95 % quantile over samples."""
+    """Its upper end."""
     out_of_spec: Float[np.ndarray, " W"]
     """Share of samples whose larger M3S exceeds the limit."""
 
@@ -250,13 +251,14 @@ class Generator:
             on_wafer = maps[..., usable]
             m3s.append(np.abs(on_wafer.mean(-1)) + 3 * on_wafer.std(-1))
         m = np.concatenate(m3s)
+        low, high = m3s_interval_nm(m)
         return Forecast(
             barcode=split.barcode,
             mean=self.point(split, seed),
             sigma=np.concatenate(sigma),
             m3s=m.mean(1),
-            m3s_low=np.quantile(m, 0.05, axis=1),
-            m3s_high=np.quantile(m, 0.95, axis=1),
+            m3s_low=low,
+            m3s_high=high,
             out_of_spec=(m.max(-1) > limit_nm).mean(1),
         )
 

@@ -160,3 +160,12 @@ def test_ome_is_a_share_that_falls_with_tau_and_is_symmetric(tau: float, seed: i
     share = kpi.ome(predicted, measured, valid, tau)
     assert 0.0 <= kpi.ome(predicted, measured, valid, tau + 0.5) <= share <= 1.0
     assert share == kpi.ome(measured, predicted, valid, tau)
+
+
+@pytest.mark.parametrize("members", [3, 8, 30])
+def test_m3s_interval_covers_its_level_whatever_the_ensemble_size(members):
+    rng = np.random.default_rng(0)
+    drawn = np.exp(rng.normal(1.5, 0.2, (20_000, members + 1, 2)))
+    low, high = kpi.m3s_interval_nm(drawn[:, 1:], 0.9)
+    inside = (drawn[:, 0] >= low) & (drawn[:, 0] <= high)
+    assert abs(inside.mean() - 0.9) < 0.01

@@ -2,13 +2,13 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ikddit.console import progress
-from ikddit.dataset.arrow import PreparedSplit
+from ikddit.dataset.arrow import PreparedSplit, fixed_list
 from ikddit.embedding.conditions import gather_conditions, gather_maps
 from ikddit.evaluation.scores import (
     coverage,
@@ -25,6 +25,14 @@ from ikddit.overlay import kpi
 from ikddit.params import EvaluateParams
 
 log = logging.getLogger("ikddit")
+Modality = Literal["prev_map", "logs", "ids"]
+MODALITIES: tuple[Modality, ...] = ("prev_map", "logs", "ids")
+MODALITY_COLUMNS: dict[Modality, tuple[str, ...]] = {
+    "prev_map": ("prev_map", "prev_valid"),
+    "logs": ("log_features", "line_templates", "line_values", "line_words"),
+    "ids": ("ids",),
+}
+"""Columns of a prepared split that are 0 where a modality was not received."""
 SHOWN = 8
 """Wafers of the showcase that the report draws."""
 
@@ -61,7 +69,8 @@ def evaluate(generator: Generator, test: PreparedSplit, params: EvaluateParams, 
         samples[rows] = maps
     usable = generator.usable
     on_wafer = samples[..., usable]
-    m3s = (np.abs(on_wafer.mean(-1)) + 3 * on_wafer.std(-1)).mean(1)
+    m3s_samples = np.abs(on_wafer.mean(-1)) + 3 * on_wafer.std(-1)
+    m3s, measured_m3s = m3s_samples.mean(1), kpi.m3s_nm(measured, valid)
     point = generator.point(part, seed)
     ensemble = samples.mean(1)
     metrics: dict[str, Any] = point_scores(point, measured, valid, mean_map, params.tau_nm, m3s)
@@ -70,9 +79,14 @@ def evaluate(generator: Generator, test: PreparedSplit, params: EvaluateParams, 
     metrics["mean_only_rmse_nm"] = float(kpi.rmse_nm(conditional_mean(generator, part), measured, valid))
     metrics["crps_nm"] = crps_nm(samples, measured, valid)
     metrics["coverage_90"] = coverage(samples, measured, valid, 0.9)
+    low, high = kpi.m3s_interval_nm(m3s_samples)
+    metrics["m3s_coverage_90"] = float(((measured_m3s >= low) & (measured_m3s <= high)).mean())
     metrics["spread_skill"] = spread_skill(samples, measured, valid)
     shuffled = generator.point(_shuffled(part, seed), seed)
     metrics["shuffled_rmse_ratio"] = float(kpi.rmse_nm(shuffled, measured, valid)) / metrics["rmse_nm"]
+    for modality in MODALITIES:
+        less = generator.point(without(part, modality), seed)
+        metrics[f"without_{modality}_rmse_nm"] = float(kpi.rmse_nm(less, measured, valid))
     metrics["frechet_embedding"] = frechet_embedding(generator, part, samples)
     metrics |= {"n_wafers": len(part), "n_samples": params.samples, "steps": params.steps}
     metrics["served"] = generator.model.config.served
@@ -86,7 +100,6 @@ def evaluate(generator: Generator, test: PreparedSplit, params: EvaluateParams, 
         "measured": measured[shown],
         "valid": valid[shown].astype(np.uint8),
     }
-    measured_m3s = kpi.m3s_nm(measured, valid)
     wafers: dict[str, list[Any]] = {
         "barcode": part.barcode,
         **{name: part.table.column(name).to_pylist() for name in ("lot_id", "scanner_id", "chuck_id")},
@@ -105,6 +118,20 @@ def conditional_mean(generator: Generator, split: PreparedSplit) -> np.ndarray:
     maps = generator.model.mean(gather_conditions(split, slice(None), sigma_nm)) * generator.model.usable
     out: np.ndarray = (maps * sigma_nm).numpy()
     return out
+
+
+def without(split: PreparedSplit, modality: Modality) -> PreparedSplit:
+    """The same wafers as if one modality had never been received."""
+    blank: dict[str, np.ndarray] = {
+        name: np.zeros_like(getattr(split, name)) for name in MODALITY_COLUMNS[modality]
+    }
+    if modality == "logs":
+        blank["log_missing"] = np.ones_like(split.log_missing)
+    table = split.table
+    for name, values in blank.items():
+        position, kind = table.schema.get_field_index(name), table.schema.field(name)
+        table = table.set_column(position, kind, fixed_list(values, kind.type))
+    return PreparedSplit.from_table(table)
 
 
 def _shuffled(split: PreparedSplit, seed: int) -> PreparedSplit:

@@ -187,6 +187,28 @@ def m3s_error_nm(forecast: PerAxis, measured: PerAxis) -> float:
     return float(np.sqrt(np.nanmean((np.asarray(forecast) - np.asarray(measured)) ** 2)))
 
 
+def m3s_interval_nm(samples: Float[np.ndarray, "n members 2"], level: float = 0.9) -> tuple[PerAxis, PerAxis]:
+    """Central prediction interval of the measured M3S from the M3S of sampled maps, nm.
+
+    M3S is positive and skewed, so the interval is Student's in its logarithm: mean +- t(m - 1) x sd x sqrt(1 +
+    1/m), which covers `level` at any number of members m where order statistics of a few members cannot. One
+    member has no spread: both ends are that member.
+
+    >>> low, high = m3s_interval_nm(np.array([[[4.0, 4.0], [4.0, 9.0]]]))
+    >>> bool(low[0, 0] == high[0, 0] == 4.0), bool(low[0, 1] < 6.0 < high[0, 1])
+    (True, True)
+    """
+    from scipy.stats import t
+
+    size = samples.shape[1]
+    log = np.log(np.maximum(samples, 1e-9))
+    centre = log.mean(axis=1)
+    if size == 1:
+        return np.exp(centre), np.exp(centre)
+    half = float(t.ppf(0.5 + level / 2, size - 1)) * np.sqrt(1 + 1 / size) * log.std(axis=1, ddof=1)
+    return np.exp(centre - half), np.exp(centre + half)
+
+
 # Correctable and not -------------------------------------------------------------------------------------
 
 

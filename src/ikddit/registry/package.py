@@ -26,9 +26,13 @@ REQUIREMENTS = (
     "pandas",
     "pyarrow",
     "safetensors",
+    "scipy",
     "diffusers",
     "jaxtyping",
+    "pydantic",
     "rich",
+    "ruamel.yaml",
+    "tokenizers",
 )
 """What serving needs besides Python; the `ikddit` package itself travels with the model."""
 PREDICT_DEFAULTS = {"n": 16, "steps": 20, "seed": 0}
