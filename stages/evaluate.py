@@ -8,7 +8,7 @@ from ikddit.atomic import atomic_dir, read_json, write_json
 from ikddit.console import run_plainly
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.serving import choose_serving, serving_metrics
-from ikddit.evaluation.student import evaluate
+from ikddit.evaluation.student import evaluate, point_figures
 from ikddit.generator import Generator
 from ikddit.params import load_params
 
@@ -28,6 +28,9 @@ def main() -> None:
         pq.write_table(pa.table(scored.wafers), folder / "wafers.parquet")
     write_json("reports/evaluation/serving.json", serving)
     metrics = scored.metrics | serving_metrics(decision) | floors | {"baselines": baselines}
+    unseen = PreparedSplit.open("data/prepared/test_unseen.arrow")
+    if len(unseen):
+        metrics["test_unseen"] = point_figures(generator, unseen, params.evaluate, params.seed)
     write_json("reports/evaluation/metrics.json", metrics)
 
 

@@ -127,7 +127,7 @@ class EmbedParams(Section):
     """Unified contrastive embedding (stage `embed`)."""
 
     dim: int = Field(128, ge=8)
-    steps: int = Field(300, ge=1)
+    steps: int = Field(400, ge=1)
     batch: int = Field(256, ge=2)
     learning_rate: float = Field(3e-3, gt=0.0)
     modality_dropout: float = Field(0.1, ge=0.0, lt=1.0)
@@ -155,7 +155,7 @@ class TrainParams(Section):
     """Teacher and student (stage `train`)."""
 
     mean: MeanParams = MeanParams()
-    steps: int = Field(800, ge=1)
+    steps: int = Field(1200, ge=1)
     batch: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0.0)
     warmup_steps: int = Field(50, ge=0)
@@ -195,10 +195,9 @@ class ServingParams(Section):
 class EvaluateParams(Section):
     """Generation on the test split and its scores (stage `evaluate`)."""
 
-    wafers: int = Field(1000, ge=1)
-    samples: int = Field(15, ge=2)
-    steps: int = Field(8, ge=2)
-    batch: int = Field(256, ge=1)
+    wafers: int = Field(500, ge=1)
+    samples: int = Field(16, ge=2)
+    steps: int = Field(10, ge=2)
     tau_nm: float = Field(1.5, gt=0.0)
     inference: Literal["full", "masked"] = "full"
     serving: ServingParams = ServingParams()

@@ -5,7 +5,7 @@ import pytest
 from evaluation_fakes import small_fab
 from student_fakes import made_generator
 
-from ikddit.evaluation.student import MODALITIES, MODALITY_COLUMNS, evaluate, without
+from ikddit.evaluation.student import MODALITIES, MODALITY_COLUMNS, evaluate, point_figures, without
 from ikddit.params import EvaluateParams
 
 
@@ -36,3 +36,7 @@ def test_every_withheld_input_and_both_intervals_are_scored(fab):
     assert scored.metrics["without_logs_rmse_nm"] != scored.metrics["rmse_nm"]
     assert 0 <= scored.metrics["m3s_coverage_90"] <= 1
     assert scored.metrics["n_wafers"] == len(scored.wafers["barcode"]) == 4
+    other = point_figures(made_generator(), fab, params, seed=0)
+    assert other["rmse_nm"] == pytest.approx(scored.metrics["rmse_nm"], rel=1e-6)
+    assert other["n"] == 4
+    assert "m3s_error_nm" not in other

@@ -27,6 +27,8 @@ class Sources:
     validation: dict[str, Any] | None = None
     embedding: dict[str, Any] | None = None
     timing: dict[str, Any] | None = None
+    serving: dict[str, Any] | None = None
+    """The acceptance gate's decision, its checks and figures."""
     training: dict[str, Any] | None = None
     curves: dict[str, list[float]] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +64,7 @@ def read_sources(root: Path | str = ".") -> Sources:
         validation=optional("reports/validation.json"),
         embedding=optional("reports/embedding.json"),
         timing=optional("reports/timing.json"),
+        serving=optional("reports/evaluation/serving.json"),
         training=optional("reports/train/summary.json"),
         dataset=optional("data/prepared/dataset.json") or {},
         splits=optional("data/prepared/splits.json") or {},

@@ -111,6 +111,18 @@ def evaluate(generator: Generator, test: PreparedSplit, params: EvaluateParams, 
     return Scored(metrics, showcase, wafers)
 
 
+def point_figures(
+    generator: Generator, split: PreparedSplit, params: EvaluateParams, seed: int
+) -> dict[str, float | int]:
+    """RMSE, R2 and OME of the point forecast on the scored wafers of another split, and their number."""
+    part = take(split, evaluation_subset(split, params.wafers))
+    point = generator.point(part, seed)
+    mean_map = generator.normaliser.mean_map
+    scores = point_scores(point, part.map.astype(np.float32), part.valid, mean_map, params.tau_nm)
+    scores.pop("m3s_error_nm", None)  # a point forecast's M3S is biased low; only samples forecast it
+    return {"n": len(part), **scores}
+
+
 @torch.inference_mode()
 def conditional_mean(generator: Generator, split: PreparedSplit) -> np.ndarray:
     """mu(c) alone, nm: what the student adds to shows beside it."""
