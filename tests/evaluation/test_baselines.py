@@ -285,4 +285,6 @@ def test_the_oracle_stands_at_the_floor_of_simulated_data(fab: dict, unflagged: 
         assert oracle["rmse_nm"] == pytest.approx(table["floor_rmse_nm"], rel=0.06)
         assert oracle["ome_1p5"] == pytest.approx(table["floor_ome_1p5"], abs=0.015)
         assert oracle["m3s_error_sampled_nm"] < oracle["m3s_error_nm"]
+        # of a normal law with standard deviation s it is s / sqrt(pi)
+        assert oracle["crps_nm"] == pytest.approx(table["floor_rmse_nm"] / np.sqrt(np.pi), rel=0.06)
         assert table["floor_rmse_nm"] == table["test"]["floor_rmse_nm"]

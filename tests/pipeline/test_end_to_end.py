@@ -1,5 +1,6 @@
 """The real pipeline on the tiny profile: a few minutes that say the house stands."""
 
+import csv
 import json
 import re
 import subprocess
@@ -124,6 +125,20 @@ def test_experiments_in_clones_share_the_store_and_leave_the_workspace_alone(
     assert "cached" in shown
     changes = json.loads(run(checkout, clean_env, "dvc", "metrics", "diff", "HEAD", "queued", "--json"))
     assert "rmse_nm" in changes["reports/evaluation/metrics.json"]
+
+
+def test_runs_are_collected_side_by_side(checkout: Path, clean_env: Env) -> None:
+    said = run(checkout, clean_env, "pipelines.collect", "masks", "HEAD", "queued", "--param", "mask_ratio")
+    table = checkout / "reports" / "ablations" / "masks.csv"
+    with table.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    metrics = json.loads((checkout / "reports" / "evaluation" / "metrics.json").read_text())
+    assert [(row["run"], row["mask_ratio"]) for row in rows] == [("HEAD", "0.5"), ("queued", "0.7")]
+    assert float(rows[0]["rmse_nm"]) == metrics["rmse_nm"]
+    assert float(rows[0]["masked.speedup"]) == metrics["masked"]["speedup"]
+    mean = (float(rows[0]["crps_nm"]) + float(rows[1]["crps_nm"])) / 2
+    assert f"crps_nm                {mean:.4f}" in said
+    table.unlink()
 
 
 def test_unknown_parameter_is_refused(checkout: Path, clean_env: Env) -> None:

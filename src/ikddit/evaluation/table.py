@@ -11,7 +11,7 @@ from ikddit.console import log
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.baselines import NAMES, Baselines
 from ikddit.evaluation.ewma import Rows
-from ikddit.evaluation.scores import evaluation_subset, ome_name, point_scores
+from ikddit.evaluation.scores import crps_nm, evaluation_subset, ome_name, point_scores
 from ikddit.overlay import kpi
 from ikddit.params import BaselineParams
 
@@ -94,15 +94,15 @@ def _oracle(
     """Scores of the exact conditional mean, and the expected ones: the floor.
 
     `m3s_error_nm` is that of the mean map, as for every baseline; `m3s_error_sampled_nm` that of posterior
-    samples, the better M3S forecast. The floor is absent where flyers were left unflagged: the simulator's
-    law then no longer holds for the measured map.
+    samples, the better M3S forecast; `crps_nm` is of those samples too. The floor is absent where flyers
+    were left unflagged: the simulator's law then no longer holds for the measured map.
     """
     from ikddit.simulator.oracle import oracle_for
 
     barcodes = split.barcode
     rng = np.random.default_rng(0)
     predicted, m3s = np.empty_like(measured), np.empty((len(rows), 2))
-    squares = beyond = 0.0
+    squares = beyond = crps = 0.0
     marks = np.count_nonzero(valid, axis=(1, 2))
     for start in range(0, len(rows), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -110,13 +110,15 @@ def _oracle(
         predicted[part] = posterior.mean_map()
         draws = posterior.sample(ORACLE_SAMPLES, rng)
         m3s[part] = np.mean([kpi.m3s_nm(draws[:, i], valid[part]) for i in range(ORACLE_SAMPLES)], axis=0)
+        crps += crps_nm(draws, measured[part], valid[part]) * int(marks[part].sum())
         squares += float(posterior.floor_mse @ marks[part])
         beyond += float(posterior.ome(tau_nm) @ marks[part])
     figures = point_scores(predicted, measured, valid, mean_map, tau_nm)
     figures["m3s_error_sampled_nm"] = kpi.m3s_error_nm(m3s, kpi.m3s_nm(measured, valid))
+    total = max(int(marks.sum()), 1)
+    figures["crps_nm"] = crps / total
     if dataset["seeds"].get("unflagged_flyers"):
         return figures, {}
-    total = max(int(marks.sum()), 1)
     floor = {
         "floor_rmse_nm": float(np.sqrt(squares / total)),
         f"floor_{ome_name(tau_nm)}": beyond / total,

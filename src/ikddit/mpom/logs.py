@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import numpy as np
+import orjson
 from jaxtyping import Float32
 
 from ikddit.errors import InputError
@@ -57,6 +58,10 @@ def strict_json(data: bytes, file: str) -> Any:
     ikddit.errors.InputError: logs_1.json: json: NaN is not a number in JSON; write the file again
     """
     try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass  # the standard library takes a byte order mark, and knows where and why a file is damaged
+    try:
         return _decode(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(file, "json", f"not UTF-8 at byte {error.start}", _REWRITE) from None
@@ -97,7 +102,8 @@ def parse_logs(data: bytes, file: str, known: list[str] | None = None) -> Logs:
         if names != known and len(set(names)) != len(names):
             raise InputError(file, "feature_names", "a name occurs twice", _REWRITE)
     missing = _strings(value, "missing", file) or []
-    if missing and names is not None and (unknown := set(missing).difference(names)):
+    # against the data set's own names they are checked where the channels are placed
+    if missing and names is not None and names != known and (unknown := set(missing).difference(names)):
         reason = f"{sorted(unknown)[0]!r} is not in feature_names"
         raise InputError(file, "missing", reason, _REWRITE)
     ids = value.get("ids")

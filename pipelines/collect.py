@@ -1,0 +1,100 @@
+"""Put runs side by side: one row per DVC experiment or git revision, with the swept params and the metrics.
+
+    python -m pipelines.collect seeds HEAD seed-1 seed-2 --param seed
+
+writes `reports/ablations/seeds.csv` and prints mean and standard deviation over the rows.
+"""
+
+import argparse
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ikddit.atomic import write_text
+from ikddit.checkout import checkout_root
+
+METRICS = "reports/evaluation/metrics.json"
+SHOWN = (
+    "rmse_nm", "ensemble_rmse_nm", "mean_only_rmse_nm", "ome_1p5", "m3s_error_nm", "crps_nm", "coverage_90",
+    "m3s_coverage_90", "spread_skill", "shuffled_rmse_ratio", "frechet_embedding",
+)  # fmt: skip
+"""Metrics whose mean and standard deviation are printed."""
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings by dotted names.
+
+    >>> flatten({"seed": 1, "train": {"steps": 5}})
+    {'seed': 1, 'train.steps': 5}
+    """
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return out
+
+
+def row_of(revision: str, params: Sequence[str], root: Path) -> dict[str, Any]:
+    """Params and metrics of one revision or experiment; metrics keep their names, baselines are left out.
+
+    Raises:
+        KeyError: a param is not in that revision's params.yaml.
+    """
+    import dvc.api
+
+    settings = flatten(dvc.api.params_show(repo=str(root), rev=revision))
+    if unknown := [name for name in params if name not in settings]:
+        raise KeyError(f"{unknown[0]} is not in params.yaml of {revision}")
+    metrics = dvc.api.metrics_show(METRICS, repo=str(root), rev=revision)
+    numbers = {k: v for k, v in flatten(metrics).items() if not k.startswith("baselines.")}
+    return {"run": revision} | {name: settings[name] for name in params} | numbers
+
+
+def mean_and_sd(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float] | None:
+    """Mean and standard deviation (n - 1) of a metric over the rows; None unless every row has it.
+
+    >>> mean_and_sd([{"a": 1.0}, {"a": 3.0}], "a")
+    (2.0, 1.4142135623730951)
+    """
+    values = [row.get(name) for row in rows]
+    numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    if len(numbers) < len(values) or len(values) < 2:
+        return None
+    return statistics.fmean(numbers), statistics.stdev(numbers)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the rows as CSV; a column is there if any row has it, and empty where one does not."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.collect", description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the table: reports/ablations/NAME.csv")
+    parser.add_argument("revisions", nargs="+", help="git revisions or names of DVC experiments")
+    parser.add_argument("--param", action="append", default=[], help="swept key of params.yaml; repeat")
+    arguments = parser.parse_args()
+    root = checkout_root()
+    try:
+        rows = [row_of(revision, arguments.param, root) for revision in arguments.revisions]
+    except KeyError as error:
+        raise SystemExit(f"collect: {error.args[0]}") from None
+    target = root / "reports" / "ablations" / f"{arguments.name}.csv"
+    write_rows(rows, target)
+    for name in SHOWN:
+        if (found := mean_and_sd(rows, name)) is not None:
+            print(f"{name:22} {found[0]:.4f} +- {found[1]:.4f}  (n = {len(rows)})")
+    print(f"{len(rows)} runs -> {target.relative_to(root)}")
+
+
+if __name__ == "__main__":
+    main()
