@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAP_VALUES = 2 * 64 * 64
+_SAMPLE_FIELDS: list[pa.Field[Any]] = [
+    pa.field("barcode", pa.string(), nullable=False),
+    pa.field("sample", pa.int32(), nullable=False),
+    pa.field("map", pa.list_(pa.float32(), MAP_VALUES), nullable=False),
+]
 SAMPLES_SCHEMA = pa.schema(
-    [
-        pa.field("barcode", pa.string(), nullable=False),
-        pa.field("sample", pa.int32(), nullable=False),
-        pa.field("map", pa.list_(pa.float32(), MAP_VALUES), nullable=False),
-    ],
+    _SAMPLE_FIELDS,
     metadata={"units": "nm", "shape": "2,64,64"},
 )
 """One sample a row: its number from 0 and its map (dx then dy, rows from the top), 0 where no map is generated."""
@@ -69,7 +70,7 @@ def samples_table(barcodes: list[str], maps: Float[np.ndarray, "W n 2 64 64"]) -
     """Sample maps in nm as a table, one sample a row (`SAMPLES_SCHEMA`)."""
     n = maps.shape[1]
     values = pa.array(np.ascontiguousarray(maps, np.float32).reshape(-1))
-    columns = [
+    columns: list[pa.Array[Any]] = [
         pa.array(np.repeat(np.array(barcodes, object), n), pa.string()),
         pa.array(np.tile(np.arange(n, dtype=np.int32), len(barcodes))),
         pa.FixedSizeListArray.from_arrays(values, MAP_VALUES),
