@@ -1,6 +1,7 @@
 """The public API on a tiny untrained model: shapes, independence of batches, bad requests by name."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.diffusion.model import ModelConfig, OverlayModel
 from ikddit.embedding.encoders import EmbeddingConfig
 from ikddit.errors import InputError, ModelError
+from ikddit.forecast import ForecastFiles, Written
 from ikddit.generator import Generator
 from ikddit.mpom.schema import ID_FIELDS
 from ikddit.networks.mean import MeanConfig
@@ -179,13 +181,21 @@ def test_generate_command_hands_the_sampling_options_over(monkeypatch):
     class Spy:
         def write_forecast(self, *arguments, **options):
             asked.update(options, arguments=arguments)
-            return 3
+            return Written(wafers=3, samples=12, plots=2, plots_skipped=1)
 
     monkeypatch.setattr(Generator, "load", classmethod(lambda cls, path: Spy()))
     command = ["generate", "records", "--n", "4", "--guidance", "1.5", "--guidance-kind", "path_drop"]
+    command += ["--samples", "s.parquet", "--plots", "pictures", "--plot-wafers", "2", "--plot-scale-nm", "4"]
     result = CliRunner().invoke(app, [*command, "--inference", "masked", "--sampler", "heun"])
     assert result.exit_code == 0, result.output
-    assert asked.pop("arguments") == ("records", "forecast.parquet", 4, 20, 0, 8.0)
+    files = ForecastFiles(Path("forecast.parquet"), Path("s.parquet"), Path("pictures"), 2, 4.0)
+    assert asked.pop("arguments") == ("records", files, 4, 20, 0, 8.0)
+    assert result.output.splitlines() == [
+        "3 wafers -> forecast.parquet",
+        "12 sample maps -> s.parquet",
+        "2 plots -> pictures/",
+        "1 wafers without a plot: --plot-wafers 2",
+    ]
     assert asked == {
         "guidance": 1.5,
         "guidance_kind": "path_drop",

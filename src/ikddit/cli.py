@@ -127,8 +127,17 @@ def generate(
         str | None, typer.Option(help="full or masked; default what the acceptance gate decided.")
     ] = None,
     sampler: Annotated[str, typer.Option(help="dpm, heun or ddpm.")] = "dpm",
+    samples: Annotated[
+        Path | None, typer.Option(help="Parquet file for all sample maps too, 32 KiB each.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for one PNG per wafer.")] = None,
+    plot_wafers: Annotated[int, typer.Option(min=0, help="The first so many wafers get a PNG.")] = 20,
+    plot_scale_nm: Annotated[
+        float, typer.Option(help="Colours from -this to this, nm; sigma from 0 to a quarter of it.")
+    ] = 6.0,
 ) -> None:
     """Forecast overlay maps: mean, sigma, M3S with its 90 % interval, out-of-spec probability."""
+    from ikddit.forecast import ForecastFiles
     from ikddit.generator import Generator
 
     # names that are not known are refused by `Generator.plan`, with what is known
@@ -141,8 +150,15 @@ def generate(
             "sampler": sampler,
         },
     )
-    count = Generator.load(model).write_forecast(records, out, n, steps, seed, limit_nm, **options)
-    typer.echo(f"{count} wafers -> {out}")
+    files = ForecastFiles(Path(out), samples, plots, plot_wafers, plot_scale_nm)
+    done = Generator.load(model).write_forecast(records, files, n, steps, seed, limit_nm, **options)
+    typer.echo(f"{done.wafers} wafers -> {out}")
+    if samples is not None:
+        typer.echo(f"{done.samples} sample maps -> {samples}")
+    if plots is not None:
+        typer.echo(f"{done.plots} plots -> {plots}/")
+    if done.plots_skipped:
+        typer.echo(f"{done.plots_skipped} wafers without a plot: --plot-wafers {plot_wafers}")
 
 
 @app.command("ingest")

@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from ikddit.diffusion.plan import RareOptions, SamplingOptions, SamplingPlan, dr
 from ikddit.diffusion.sampler import DDPM_STEPS
 from ikddit.embedding.conditions import gather_conditions
 from ikddit.errors import InputError, ModelError
+from ikddit.forecast import Forecast, ForecastFiles, Written, forecast_table, forecast_writer
 from ikddit.overlay.kpi import m3s_interval_nm
 
 if TYPE_CHECKING:
@@ -34,27 +34,6 @@ Records = pa.Table | PreparedSplit
 SAMPLES_AT_ONCE = 256
 POINT_PAIRS = 2
 """Antithetic noise pairs of the point forecast."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What is known of W wafers before they are measured; all lengths in nm.
-
-    `mean` is the point forecast (conditional mean plus the denoiser's answer at the highest noise), `sigma`
-    the standard deviation of the samples per pixel (measurement noise included).
-    """
-
-    barcode: list[str]
-    mean: Float[np.ndarray, "W 2 64 64"]
-    sigma: Float[np.ndarray, "W 2 64 64"]
-    m3s: Float[np.ndarray, "W 2"]
-    """Expected |mean| + 3 sigma of the measured map per axis: the average over samples, not of the mean map."""
-    m3s_low: Float[np.ndarray, "W 2"]
-    """Lower end of the 90 % prediction interval of the measured M3S."""
-    m3s_high: Float[np.ndarray, "W 2"]
-    """Its upper end."""
-    out_of_spec: Float[np.ndarray, " W"]
-    """Share of samples whose larger M3S exceeds the limit."""
 
 
 class Generator:
@@ -234,19 +213,24 @@ class Generator:
         steps: int = 20,
         seed: int = 0,
         limit_nm: float = 8.0,
+        each: Callable[[list[str], np.ndarray], None] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Forecast:
         """Point forecast, sigma map, M3S with its 90 % interval, out-of-spec probability.
 
         Args:
             limit_nm: specification limit for the larger of the two axes' |mean| + 3 sigma.
+            each: called with the barcodes and the maps (w, n, 2, 64, 64), nm, of a few wafers at a time, before
+                their samples are let go.
             options: of the samples, see `SamplingOptions`; the point forecast comes from the highest noise,
                 which is never guided or masked.
         """
         split = self._encode(records)
         usable = self.usable
         sigma, m3s = [], []
-        for _, maps in self.sample_blocks(split, n, steps, seed, **options):
+        for block, maps in self.sample_blocks(split, n, steps, seed, **options):
+            if each is not None:
+                each(split.barcode[block], maps)
             sigma.append(maps.std(axis=1, ddof=1) if n > 1 else np.zeros_like(maps[:, 0]))
             on_wafer = maps[..., usable]
             m3s.append(np.abs(on_wafer.mean(-1)) + 3 * on_wafer.std(-1))
@@ -292,43 +276,44 @@ class Generator:
     def write_forecast(
         self,
         source: Path | str,
-        target: Path | str,
+        target: Path | str | ForecastFiles,
         n: int = 16,
         steps: int = 20,
         seed: int = 0,
         limit_nm: float = 8.0,
         **options: Unpack[SamplingOptions],
-    ) -> int:
+    ) -> Written:
         """`predict` for a folder of record Parquet files, batch by batch, into one Parquet file.
 
+        Args:
+            target: that file, or all that is wanted (`ForecastFiles`): samples and pictures as well. Memory does
+                not grow with the number of wafers, whatever is wanted.
+
         Returns:
-            Number of wafers written.
+            Numbers of wafers, samples and pictures written.
 
         Raises:
-            InputError: the folder holds no Parquet file.
+            InputError: the folder holds no Parquet file or no wafer, or the target cannot be written.
         """
         import pyarrow.parquet as pq
 
-        from ikddit.atomic import atomic_path
-
-        parts = sorted(Path(source).glob("*.parquet"))
+        source = Path(source)
+        files = target if isinstance(target, ForecastFiles) else ForecastFiles(Path(target))
+        files.check(source)
+        parts = sorted(source.glob("*.parquet"))
         if not parts:
             raise InputError(str(source), "folder", "holds no *.parquet", "run `ikddit ingest` first")
-        count = 0
-        with atomic_path(target) as scratch:
-            writer: pq.ParquetWriter | None = None
+        with forecast_writer(files, self.usable, limit_nm) as writer:
             for part in progress(parts, "generate", unit="part"):
                 with pq.ParquetFile(part) as file:
                     for batch in file.iter_batches(batch_size=64):
                         table = pa.Table.from_batches([batch], schema=file.schema_arrow)
-                        out = forecast_table(self.predict(table, n, steps, seed, limit_nm, **options))
-                        writer = writer or pq.ParquetWriter(scratch, out.schema, compression="zstd")
-                        writer.write_table(out)
-                        count += len(table)
-            if writer is None:
+                        writer.add(
+                            self.predict(table, n, steps, seed, limit_nm, writer.add_samples, **options)
+                        )
+            if writer.written.wafers == 0:
                 raise InputError(str(source), "folder", "its files hold no wafers", "check the ingest report")
-            writer.close()
-        return count
+        return writer.written
 
     def _table(self, frame: "pd.DataFrame") -> pa.Table:
         return request_table(frame, self.normaliser.log_names)
@@ -347,20 +332,6 @@ class Generator:
                 config.embedding.values_per_line,
             )
         )
-
-
-def forecast_table(forecast: Forecast) -> pa.Table:
-    """A forecast as a table, one wafer a row: barcode, mean and sigma (flat lists, nm), M3S, out_of_spec."""
-    columns: dict[str, Any] = {
-        "barcode": forecast.barcode,
-        "mean": list(forecast.mean.reshape(len(forecast.mean), -1)),
-        "sigma": list(forecast.sigma.reshape(len(forecast.sigma), -1)),
-    }
-    for axis, name in enumerate("xy"):
-        columns[f"m3s_{name}_nm"] = forecast.m3s[:, axis]
-        columns[f"m3s_{name}_low_nm"] = forecast.m3s_low[:, axis]
-        columns[f"m3s_{name}_high_nm"] = forecast.m3s_high[:, axis]
-    return pa.table(columns | {"out_of_spec": forecast.out_of_spec})
 
 
 def _wafer_seed(seed: int, barcode: str) -> int:

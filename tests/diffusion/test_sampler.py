@@ -6,6 +6,7 @@ import torch
 
 from ikddit.diffusion.edm import Preconditioning, masked_mean
 from ikddit.diffusion.sampler import sample_dpm, sample_heun
+from ikddit.errors import TrainingError
 
 MEAN, SD = 0.7, 0.5
 
@@ -131,3 +132,57 @@ def test_sampling_with_an_idle_network_reproduces_the_covariance_of_the_data():
     np.testing.assert_allclose(scores.std(0), p.mode_variance.sqrt(), rtol=0.12)
     rest = out - scores @ p.modes
     assert abs(float(rest.std()) / float(p.rest_variance.sqrt()) - 1) < 0.05
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_minimiser_of_the_loss_is_the_ideal_denoiser(sigma, sigma_data):
+    """The best affine F under the training loss denoises N(MEAN, SD^2) as Bayes does, whatever sigma_data is."""
+    g = torch.Generator().manual_seed(8)
+    p = Preconditioning(sigma_data)
+    y = MEAN + SD * torch.randn(24, 2, 64, 64, generator=g)
+    x = y + sigma * torch.randn(y.shape, generator=g)
+    level, valid = torch.full((24,), sigma), torch.ones(24, 1, 64, 64)
+    read, _, linear = p.inputs(x, level)
+    affine = torch.zeros(2, requires_grad=True)
+    optimiser = torch.optim.LBFGS([affine], max_iter=30, line_search_fn="strong_wolfe")
+
+    def denoised():
+        return p.denoised(linear, level, affine[0] * read + affine[1])
+
+    def loss():
+        optimiser.zero_grad()
+        value = p.loss(denoised() - y, level, valid).mean()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    with torch.no_grad():
+        torch.testing.assert_close(denoised(), ideal(x, sigma, 0), atol=0.02, rtol=0)
+
+
+def test_few_wafers_fill_few_modes_and_the_idle_loss_stays_one():
+    residual, _ = gaussian_data(200)
+    p = Preconditioning(float(residual.std()), 64)
+    p.measure(residual, torch.ones(200, 1, 64, 64))
+    assert int(p.modes.any(1).sum()) == 50
+    torch.testing.assert_close(p.modes[:50] @ p.modes[:50].T, torch.eye(50), atol=1e-3, rtol=0)
+    assert torch.isfinite(p.mode_variance).all()
+    level = torch.full((200,), 1.0)
+    x = residual + torch.randn(residual.shape, generator=torch.Generator().manual_seed(9))
+    idle = p.denoised(p.inputs(x, level)[2], level, torch.zeros_like(x))
+    assert abs(float(p.loss(idle - residual, level, torch.ones(200, 1, 64, 64)).mean()) - 1) < 0.1
+
+
+def test_modes_that_cannot_be_measured_are_refused_with_the_setting():
+    with pytest.raises(TrainingError, match=r"3 wafers; set train\.residual_modes: 0"):
+        Preconditioning(0.5, 2).measure(torch.randn(3, 2, 64, 64), torch.ones(3, 1, 64, 64))
+    with pytest.raises(TrainingError, match=r"lower train\.residual_modes"):
+        Preconditioning(0.5, 2).measure(torch.zeros(12, 2, 64, 64), torch.ones(12, 1, 64, 64))
+
+
+def test_measuring_leaves_the_random_state_alone():
+    residual, _ = gaussian_data(16)
+    before = torch.get_rng_state()
+    Preconditioning(0.5, 2).measure(residual, torch.ones(16, 1, 64, 64))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -15,6 +15,7 @@ from ikddit.errors import ModelError, TrainingError
 from ikddit.networks.codec import CodecConfig
 from ikddit.networks.mean import SpotLine, interaction_columns, spot_grid
 from ikddit.params import parse_params
+from ikddit.training.ema import power_decay, update_average
 from ikddit.training.fit import fit
 from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
 from ikddit.training.mean import _crossed_columns, _out_of_fold, _ridge, _screen, _splat, located_lines
@@ -105,6 +106,49 @@ def test_latents_of_a_codec_are_trained_sampled_and_decoded_by_the_same_student(
         cache = again.student.encoder.cache(condition)
         sampled = again.sample_residual(torch.randn(2, 4, 64, 64), cache, SamplingPlan(2))
         assert again.codec.decode(sampled).shape == (2, 2, 256, 256)
+
+
+def test_modes_beside_a_codec_are_refused_by_name():
+    with pytest.raises(ModelError, match="modes 3 with a codec"):
+        OverlayModel(made_config(codec=CodecConfig(widths=(8, 8, 8), groups=4), modes=3))
+
+
+def test_modes_are_measured_trained_with_saved_and_used_again(tmp_path):
+    torch.manual_seed(0)
+    model, data = OverlayModel(made_config(modes=3)), made_data()
+    model.precondition.measure(data.residual, data.valid)
+    assert model.student.encoder.patch.in_channels == 5  # noisy map, its linear estimate, mask
+    settings = {"steps": 3, "batch": 4, "precision": "bf16", "warmup_steps": 0}
+    trainer = Trainer(model, parse_params({"train": settings}), torch.device("cpu"))
+    (row,) = trainer.run(data)
+    assert all(math.isfinite(v) for v in row)
+    model.eval().save(tmp_path)
+    again = OverlayModel.load(tmp_path)
+    for name in ("modes", "mode_variance", "rest_variance"):
+        assert torch.equal(getattr(again.precondition, name), getattr(model.precondition, name)), name
+    c = data.condition[:2]
+    condition = ConditionTokens(c.tokens.float(), c.pad, c.pooled.float())
+    noise = torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one, other = (
+            m.sample_residual(noise, m.student.encoder.cache(condition), SamplingPlan(2))
+            for m in (model, again)
+        )
+    assert torch.isfinite(one).all()
+    assert torch.equal(one, other)
+
+
+def test_power_function_average_weighs_steps_by_their_power():
+    """Against EDM2's closed form (2312.02696): step t has the weight (t^(g+1) - (t-1)^(g+1)) / T^(g+1)."""
+    gamma, states = 2.5, torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    average, source = torch.nn.Linear(3, 1, bias=False), torch.nn.Linear(3, 1, bias=False)
+    for step, state in enumerate(states, 1):
+        with torch.no_grad():
+            source.weight.copy_(state[None])
+        update_average(average, source, power_decay(step, gamma))
+    t = torch.arange(21.0) ** (gamma + 1)
+    expected = ((t[1:] - t[:-1])[:, None] * states).sum(0) / t[-1]
+    torch.testing.assert_close(average.weight.detach()[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_pipeline_refuses_the_codec_for_small_maps(tmp_path):

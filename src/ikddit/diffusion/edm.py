@@ -4,9 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ikddit.errors import TrainingError
+
+MEASURED_WAFERS = 20_000
+"""Modes are measured on at most so many wafers: two thirds of a gigabyte."""
+
 
 class Preconditioning(nn.Module):
-    """D(x; sigma) = W x + C_out F, so that F meets inputs and targets of unit variance at every noise level.
+    """D(x; sigma) = W x + C_out F, so that F's target has unit variance at every noise level.
 
     EDM (Karras et al. 2206.00364, table 1) takes the data for white with one standard deviation. Overlay
     residuals are not: a few wafer-wide modes carry most of their variance. Their measured covariance
@@ -15,8 +20,8 @@ class Preconditioning(nn.Module):
 
     gives W = Sigma (Sigma + sigma^2)^-1, the best linear denoiser, and C_out = (Sigma sigma^2 (Sigma +
     sigma^2)^-1)^1/2, the covariance it leaves: with F = 0 the samples already have the residual's covariance,
-    and F learns what depends on the conditions or is not Gaussian. Without modes this is EDM itself, with
-    c_skip, c_out and c_in as in the paper.
+    and F learns what depends on the conditions or is not Gaussian. F reads c_in x, of unit variance, and W x.
+    Without modes this is EDM itself, with c_skip, c_out and c_in as in the paper.
 
     >>> p = Preconditioning(0.5)
     >>> [round(float(v), 4) for v in p.coefficients(torch.tensor(0.5))]
@@ -107,24 +112,47 @@ class Preconditioning(nn.Module):
             scores = error.flatten(1) @ self.modes.T
             rest = error - (scores @ self.modes).view_as(error)
             _, left = self._mode_gains(sigma)
-            in_modes = (scores / left).square().mean(1)
+            # the mean over the modes that `measure` has filled
+            share = self.modes.any(1).float().mean().clamp(min=1 / len(self.modes))
+            in_modes = (scores / left).square().mean(1) / share
             return (in_modes + masked_mean(rest.square(), valid) / c_out.flatten() ** 2) / 2
 
     @torch.no_grad()
     def measure(self, residual: Float[Tensor, "N 2 64 64"], valid: Float[Tensor, "N 1 64 64"]) -> None:
-        """Fill the modes with the principal components of residuals (zero where invalid), largest first."""
+        """Fill the modes with the principal components of residuals (zero where invalid), largest first.
+
+        No more than a quarter as many modes as wafers are filled, since N components explain N wafers exactly and
+        leave nothing for the rest; those not filled are zero vectors and change nothing. Of more than
+        `MEASURED_WAFERS` wafers an evenly spaced part is measured.
+
+        Raises:
+            TrainingError: fewer than four wafers, or nothing is left outside the modes.
+        """
         count = len(self.modes)
         if count == 0:
             return
-        rows = residual.float().flatten(1)
-        torch.manual_seed(0)
-        _, _, v = torch.svd_lowrank(rows, q=min(count + 20, *rows.shape), niter=3)
+        every = -(-len(residual) // MEASURED_WAFERS)
+        rows, known = residual[::every].float().flatten(1), valid[::every]
+        filled = min(count, len(rows) // 4)
+        if filled == 0:
+            raise TrainingError(
+                f"residual modes cannot be measured on {len(rows)} wafers; set train.residual_modes: 0"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, _, v = torch.svd_lowrank(rows, q=min(count + 20, *rows.shape), niter=3)
+        modes = v[:, :filled].T
+        scores = rows @ modes.T
+        left = (rows.square().sum() - scores.square().sum()) / (2 * known.sum() - filled * len(rows))
+        if not 0 < float(left) < float("inf"):
+            raise TrainingError(
+                f"{filled} modes leave no variance of the residual ({float(left):g}); lower train.residual_modes"
+            )
         self.modes.zero_()
-        self.modes[: v.shape[1]] = v[:, :count].T
-        scores = rows @ self.modes.T
-        self.mode_variance.copy_(scores.square().mean(0).clamp(min=1e-12))
-        left = rows.square().sum() - scores.square().sum()
-        self.rest_variance.copy_(left / (2 * valid.sum() - count * len(rows)))
+        self.modes[:filled] = modes
+        self.mode_variance.copy_(left)  # of a mode that is not filled: anything above 0
+        self.mode_variance[:filled] = scores.square().mean(0).clamp(min=1e-12)
+        self.rest_variance.copy_(left)
 
 
 def draw_sigma(

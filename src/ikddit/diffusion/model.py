@@ -74,12 +74,20 @@ Branch = Callable[[Tensor, Tensor, int, float | None], Tensor]
 
 
 class OverlayModel(nn.Module):
-    """Generates maps in network units (nm / sigma_nm) from conditions."""
+    """Generates maps in network units (nm / sigma_nm) from conditions.
+
+    Raises:
+        ModelError: modes of 64x64 maps are asked for beside a codec, whose latents have none.
+    """
 
     usable: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if config.codec is not None and config.modes:
+            raise ModelError(
+                f"modes {config.modes} with a codec: modes are of 64x64 maps, latents have none; set modes to 0"
+            )
         self.config = config
         self.embedding = UnifiedEmbedding(config.embedding)
         self.mean = ConditionalMean(config.mean)

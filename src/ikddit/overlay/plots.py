@@ -127,12 +127,13 @@ def panel_figure(
         panels: the columns.
         limits: colour limits, the same for all wafers that are to be compared.
         ink: colour of text and lines.
-        title: above all.
+        title: above all; may have several lines.
     """
     limits = limits or Limits()
     rows = 3 if any(panel.vectors for panel in panels) else 2
     # Placed by hand, in inches: equal circles whatever the labels, and the same on every machine.
-    cell, left, top, strip = 2.1, 0.25, 0.3 + 0.3 * bool(title), 0.5
+    head = 0.3 + 0.2 * title.count("\n") if title else 0.0
+    cell, left, top, strip = 2.1, 0.25, 0.3 + head, 0.5
     width, height = left + cell * len(panels), top + cell * rows + strip + 0.15
     figure = Figure(figsize=(width, height))
 
@@ -157,7 +158,8 @@ def panel_figure(
         bar = 0.8 * cell if len(columns) == 1 else 1.5 * cell
         _scale(figure, place(centre - bar / 2, top + 2 * cell + 0.04, bar, 0.1), kind, limits, ink)
     if title:
-        figure.text(0.5, 1 - 0.2 / height, title, color=ink, fontsize=11, ha="center", va="center")
+        middle = 0.05 + head / 2
+        figure.text(0.5, 1 - middle / height, title, color=ink, fontsize=11, ha="center", va="center")
     return figure
 
 
@@ -256,10 +258,17 @@ def _scale(figure: Figure, ax: Axes, kind: Kind, limits: Limits, ink: str) -> No
         bar.set_label(label, color=ink, fontsize=8, labelpad=1)
 
 
-def figure_png(figure: Figure, dpi: int = 120) -> bytes:
-    """PNG with a transparent background, the same bytes for the same figure."""
+def figure_png(figure: Figure, dpi: int = 120, background: str = "none") -> bytes:
+    """PNG, the same bytes for the same figure.
+
+    Args:
+        background: a colour; `none` is transparent, which takes the page's.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, transparent=True, metadata={"Software": None})
+    clear = background == "none"
+    figure.savefig(
+        buffer, format="png", dpi=dpi, transparent=clear, facecolor=background, metadata={"Software": None}
+    )
     return buffer.getvalue()
 
 

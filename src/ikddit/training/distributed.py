@@ -84,7 +84,8 @@ class Workers:
         """Give every process the parameters and buffers of rank 0."""
         if self.count > 1:
             for tensor in module.state_dict().values():
-                dist.broadcast(tensor, src=0)
+                if tensor.numel():  # a model without residual modes has a buffer of none
+                    dist.broadcast(tensor, src=0)
 
     def agree(self, number: int, what: str, device: torch.device) -> None:
         """Check that all processes hold the same number.
