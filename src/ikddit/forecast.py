@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAP_VALUES = 2 * 64 * 64
-_SAMPLE_FIELDS: list[pa.Field[Any]] = [
+_SAMPLE_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("barcode", pa.string(), nullable=False),
     pa.field("sample", pa.int32(), nullable=False),
     pa.field("map", pa.list_(pa.float32(), MAP_VALUES), nullable=False),
