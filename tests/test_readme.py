@@ -1,0 +1,115 @@
+"""The README's figures are those of the reports committed with it: a stale table fails here.
+
+Both are read from the last commit: a run of one's own, on another machine or with other settings, is no fault.
+"""
+
+import csv
+import io
+import json
+import re
+import statistics
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+def committed(path: str) -> str:
+    done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=CHECKOUT, capture_output=True)
+    if done.returncode:
+        pytest.skip("not a git checkout: there is no committed run to compare with", allow_module_level=True)
+    return done.stdout.decode("utf-8")
+
+
+README = committed("README.md")
+METRICS = json.loads(committed("reports/evaluation/metrics.json"))
+
+
+def cells(label: str) -> list[str]:
+    """The cells of the table row that starts with `label`, bold or not."""
+    for line in README.splitlines():
+        found = [cell.strip(" *") for cell in line.strip().strip("|").split("|")]
+        if found[0] == label:
+            return found[1:]
+    raise AssertionError(f"no row {label!r} in the README")
+
+
+def test_first_two_commands_set_up_run_and_test():
+    block = re.search(r"```bash\n(.*?)```", README, re.DOTALL)
+    assert block
+    assert [line.split("#")[0].strip() for line in block[1].splitlines()] == ["make repro", "make test"]
+
+
+@pytest.mark.parametrize(
+    ("label", "rmse", "ome"),
+    [
+        ("zero map", "baselines.zero.rmse_nm", "baselines.zero.ome_1p5"),
+        ("previous layer's map, copied", "baselines.persistence.rmse_nm", "baselines.persistence.ome_1p5"),
+        ("mean of scanner and chuck", "baselines.chuck_mean.rmse_nm", "baselines.chuck_mean.ome_1p5"),
+        ("ridge on ids, logs and previous map", "baselines.ridge_all.rmse_nm", "baselines.ridge_all.ome_1p5"),
+        ("boosted trees on top of it", "baselines.gbm.rmse_nm", "baselines.gbm.ome_1p5"),
+        ("student, point forecast", "rmse_nm", "ome_1p5"),
+        ("student, plain mean of 16 samples", "ensemble_rmse_nm", None),
+        ("exact floor", "floor_rmse_nm", "floor_ome_1p5"),
+    ],
+)
+def test_results_are_those_of_metrics_json(label, rmse, ome):
+    shown = cells(label)
+    assert shown[0] == f"{value(rmse):.3f}"
+    if ome:
+        assert shown[1] == f"{100 * value(ome):.1f} %"
+
+
+def value(name: str) -> float:
+    found = METRICS
+    for part in name.split("."):
+        found = found[part]
+    return float(found)
+
+
+def test_figures_of_the_distribution_are_those_of_metrics_json():
+    assert cells("CRPS nm")[:2] == [
+        f"{value('crps_nm'):.3f}",
+        f"{value('baselines.oracle.crps_nm'):.3f}, that of samples of the exact posterior",
+    ]
+    assert cells("90 % interval of a mark covers")[0] == f"{100 * value('coverage_90'):.1f} %"
+    m3s = cells("90 % interval of a wafer's mean + 3 sigma covers")[0]
+    assert m3s == f"{100 * value('m3s_coverage_90'):.1f} %"
+    unseen = cells("RMSE nm on scanner x reticle pairs never seen together")[0]
+    assert unseen == f"{value('test_unseen.rmse_nm'):.3f}"
+    withheld = [value(f"without_{name}_rmse_nm") for name in ("prev_map", "logs", "ids")]
+    shown = cells("RMSE nm without previous map / logs / ids")
+    assert shown == [" / ".join(f"{v:.3f}" for v in withheld), f"above {value('rmse_nm'):.3f}"]
+    assert (
+        cells("RMSE with another wafer's inputs, as a multiple")[0] == f"{value('shuffled_rmse_ratio'):.2f}"
+    )
+
+
+def test_seeds_are_those_of_the_committed_table():
+    rows = list(csv.DictReader(io.StringIO(committed("reports/ablations/seeds.csv"))))
+    assert [row["seed"] for row in rows] == ["0", "1", "2"]
+    words = " ".join(README.split())
+    for text, name in (
+        ("point forecast", "rmse_nm"),
+        ("mean of samples", "ensemble_rmse_nm"),
+        ("CRPS", "crps_nm"),
+    ):
+        numbers = [float(row[name]) for row in rows]
+        assert f"{text} {statistics.fmean(numbers):.3f} +- {statistics.stdev(numbers):.3f} nm" in words
+    for text, name in (("of marks", "coverage_90"), ("of M3S", "m3s_coverage_90")):
+        numbers = [100 * float(row[name]) for row in rows]
+        assert f"{statistics.fmean(numbers):.1f} +- {statistics.stdev(numbers):.1f} % {text}" in words
+
+
+def test_acceptance_bounds_of_the_default_profile_hold_for_the_committed_run():
+    """What the default profile promises; a committed run that breaks it must be noticed, not described away."""
+    ridge, floor = value("baselines.ridge_all.rmse_nm"), value("floor_rmse_nm")
+    assert 1.20 <= ridge / floor <= 1.35
+    assert value("ensemble_rmse_nm") <= 0.95 * ridge
+    assert 0.87 <= value("coverage_90") <= 0.93
+    assert 0.87 <= value("m3s_coverage_90") <= 0.93
+    assert value("shuffled_rmse_ratio") >= 1.5
+    for name in ("prev_map", "logs", "ids"):
+        assert value(f"without_{name}_rmse_nm") > value("rmse_nm")
