@@ -31,8 +31,13 @@ def test_interruption_stops_the_grandchildren_too(tmp_path: Path) -> None:
         main_thread = threading.main_thread().ident
         threading.Timer(0.2, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        run_command(["/bin/sh", "-c", "sleep 300 & echo $!; wait"], tmp_path, note_and_interrupt)
+    # A shell starts what it puts into the background with interrupts ignored, these tests included.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_command(["/bin/sh", "-c", "sleep 300 & echo $!; wait"], tmp_path, note_and_interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 10
     while _runs(grandchild[0]) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,17 @@ def example_frame(prepared: Path, model_folder: Path, wafers: int = 2) -> "pd.Da
     return pd.DataFrame(columns)
 
 
+@contextmanager
+def no_bytecode() -> Iterator[None]:
+    """Import without writing `__pycache__`: MLflow imports the version's code where it is kept."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
 def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str, Any]) -> "ModelInfo":
     """Log the model folder to the active MLflow run as a pyfunc, and prove that it loads back and predicts.
 
@@ -141,17 +153,18 @@ def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str,
     output = Generator.load(model_folder).predict_frame(
         example, n=QUICK["n"], steps=QUICK["steps"], seed=QUICK["seed"]
     )
-    info: ModelInfo = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={"model": str(model_folder.resolve())},
-        code_paths=[str(Path(ikddit.__file__).parent)],
-        pip_requirements=pip_requirements(),
-        signature=signature(output),
-        input_example=(example, QUICK),
-        metadata=metadata,
-    )
-    again = mlflow.pyfunc.load_model(info.model_uri).predict(example, params=QUICK)
+    with no_bytecode():
+        info: ModelInfo = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(model_folder.resolve())},
+            code_paths=[str(Path(ikddit.__file__).parent)],
+            pip_requirements=pip_requirements(),
+            signature=signature(output),
+            input_example=(example, QUICK),
+            metadata=metadata,
+        )
+        again = mlflow.pyfunc.load_model(info.model_uri).predict(example, params=QUICK)
     if len(again) != len(example):
         raise ModelError(f"the logged model answered {len(example)} wafers with {len(again)} rows")
     return info
