@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mlflow.pyfunc  # noqa: F401  the module itself: MLflow's lazy stand-in forgets what is patched
 import pytest
 from made_workspace import StandIn, write_workspace
 
