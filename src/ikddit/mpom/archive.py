@@ -47,7 +47,7 @@ class Container(NamedTuple):
 
     def name(self, member: str = "") -> str:
         """Name of a member for people; `all.zip!L1.zip!id_1.txt` for a zip inside a zip."""
-        return ("!" if self.is_zip else "/").join(part for part in (self.path, self.inner, member) if part)
+        return ("!" if self.is_zip else "/").join(filter(None, (self.path, self.inner, member)))
 
 
 class Member(NamedTuple):
