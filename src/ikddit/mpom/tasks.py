@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from ikddit.errors import InputError
 from ikddit.mpom.archive import Container, Reader
-from ikddit.mpom.marks import records_of
 from ikddit.mpom.record import Record, RecordBuffer
 from ikddit.mpom.schema import record_schema
 from ikddit.mpom.source import Census, RawItem, Rejection, walk
@@ -178,5 +177,7 @@ def _read(
         return [entry]
     if isinstance(entry, RawItem):
         return [entry.rejection or read_wafer(entry, reader, layout, clipping)]
+    from ikddit.mpom.marks import records_of  # with Arrow's compute functions, which items don't need
+
     folder, _, name = entry.rpartition("/")
     return records_of(Container(folder, is_zip=False), name, reader, job.settings.marks, layout)
