@@ -47,7 +47,7 @@ class Container(NamedTuple):
 
     def name(self, member: str = "") -> str:
         """Name of a member for people; `all.zip!L1.zip!id_1.txt` for a zip inside a zip."""
-        return ("!" if self.is_zip else "/").join(part for part in (self.path, self.inner, member) if part)
+        return ("!" if self.is_zip else "/").join(filter(None, (self.path, self.inner, member)))
 
 
 class Member(NamedTuple):
@@ -117,7 +117,7 @@ def _directory_bytes(handle: BinaryIO) -> int:
 
 
 def member_problem(info: zipfile.ZipInfo, file: str) -> InputError | None:
-    """Why the name of a zip member is a trick, or None."""
+    """Why the name of a member of the zip `file` is a trick, or None."""
     name = info.filename
     if name != info.orig_filename or "\\" in name or name[1:2] == ":":
         reason = f"unsafe name {info.orig_filename!r}"
@@ -129,7 +129,7 @@ def member_problem(info: zipfile.ZipInfo, file: str) -> InputError | None:
         reason = f"{name!r} is a symbolic link"
     else:
         return None
-    return InputError(file, "path", reason, "write the zip again with plain relative names")
+    return InputError(f"{file}!{name}", "path", reason, "write the zip again with plain relative names")
 
 
 def read_member(handle: BinaryIO, member: Member, max_bytes: int, file: str) -> bytes:

@@ -4,6 +4,7 @@ Tasks come back in the order in which they were planned, whatever the number of 
 parent keeps only the barcodes.
 """
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -36,6 +37,8 @@ def _start_worker(job: Job) -> None:
     global _worker
     _worker = Worker(job)
     pa.set_cpu_count(1)
+    # What was imported stays: the garbage collector need not look through it again and again.
+    gc.freeze()
 
 
 def _work(number: int, task: Task) -> Outcome:

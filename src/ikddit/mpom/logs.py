@@ -93,8 +93,8 @@ def parse_logs(data: bytes, file: str, known: list[str] | None = None) -> Logs:
         raise InputError(file, "json", f"{_kind(value)}, expected an object with `features`", _REWRITE)
     features = _features(value.get("features"), file)
     names = value.get("feature_names")
-    if names is None or names != known:
-        names = _strings(value, "feature_names", file)
+    # Names checked before are taken from there: what compares with them later sees the same object.
+    names = known if names is not None and names == known else _strings(value, "feature_names", file)
     if names is not None:
         if len(names) != len(features):
             reason = f"{len(features)} features but {len(names)} feature_names"
@@ -127,7 +127,7 @@ def _features(value: Any, file: str) -> Float32[np.ndarray, " channels"]:
         raise InputError(file, "features", reason, "write 0 and name the channel in `missing`")
     with np.errstate(over="ignore"):
         try:
-            features = np.array(value, np.float64).astype(np.float32)
+            features = np.array(value, np.float32)
         except OverflowError:
             raise InputError(file, "features", "a number beyond float64", _REWRITE) from None
     finite = np.isfinite(features)

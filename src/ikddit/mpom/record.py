@@ -82,16 +82,20 @@ class RecordBuffer:
             "source": [r.source for r in records],
             "sha256": [r.sha256 for r in records],
         }
-        arrays: list["pa.Array[Any]"] = []
+        arrays: list["pa.Array[Any] | pa.ChunkedArray[Any]"] = []
         for field in self._schema:
             if field.name in self._maps:
                 buffer = self._maps[field.name][:count]
                 flat = pa.array(buffer.reshape(-1))
-                arrays.append(pa.FixedSizeListArray.from_arrays(flat, buffer.shape[1]).cast(field.type))
+                column = pa.FixedSizeListArray.from_arrays(flat, buffer.shape[1]).cast(field.type)
+                chunks = [column[i : i + _CHUNK] for i in range(0, count, _CHUNK)]
+                arrays.append(pa.chunked_array(chunks, field.type))
             else:
                 arrays.append(pa.array(columns[field.name], field.type))
         return pa.Table.from_arrays(arrays, schema=self._schema)
 
 
+_CHUNK = 10
+"""Maps of one chunk: Parquet's writer goes from chunk to chunk, and so few stay in the processor's cache."""
 _MAPS = ("prev_map", "prev_valid", "map", "valid")
 _IDS = ("lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at")

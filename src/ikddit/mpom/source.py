@@ -11,6 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -294,11 +295,11 @@ def _sort_members(
     archives: list[Member] = []
     problems: dict[str, InputError] = {}
     times = Counter(info.filename for info in infos)
-    for info in sorted(infos, key=lambda info: info.filename):
+    for info in sorted(infos, key=attrgetter("filename")):
         name = info.filename
         if info.is_dir() or name in problems:
             continue
-        problem = member_problem(info, f"{file}!{name}")
+        problem = member_problem(info, file)
         if times[name] > 1:
             reason = f"name occurs {times[name]} times in the zip"
             problem = problems[name] = InputError(f"{file}!{name}", "path", reason, "write the zip again")

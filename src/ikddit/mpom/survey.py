@@ -15,7 +15,6 @@ from ikddit.errors import InputError
 from ikddit.mpom.archive import Member, Reader, open_zip, read_member
 from ikddit.mpom.logs import Logs, parse_logs, strict_json
 from ikddit.mpom.source import DESCRIPTION, TABLE_SUFFIXES, Census, RawItem, walk
-from ikddit.mpom.tables import check_aliases, columns_of
 from ikddit.mpom.wafer import Layout
 from ikddit.overlay.grid import WAFER_RADIUS_MM
 from ikddit.params import IngestParams
@@ -106,6 +105,8 @@ def survey(root: Path, settings: IngestParams) -> Survey:
 def _survey_tables(
     root: Path, settings: IngestParams, items: list[RawItem], tables: list[str], description: dict[str, Any]
 ) -> Survey:
+    from ikddit.mpom.tables import check_aliases
+
     marks = settings.marks
     check_aliases(marks)
     for key, name, declared in (
@@ -131,6 +132,8 @@ def _survey_tables(
 
 def _table_notes(root: Path, tables: list[str], settings: IngestParams) -> list[str]:
     """What the first readable table does not give; the others are taken to be like it."""
+    from ikddit.mpom.tables import columns_of
+
     for file in tables:
         try:
             has, unread = columns_of(root if root.is_file() else root / file, file, settings.marks)

@@ -13,10 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ikddit.atomic import atomic_path
 from ikddit.errors import InputError
 from ikddit.mpom.archive import Container, Reader
-from ikddit.mpom.marks import records_of
 from ikddit.mpom.record import Record, RecordBuffer
 from ikddit.mpom.schema import record_schema
 from ikddit.mpom.source import Census, RawItem, Rejection, walk
@@ -132,18 +130,18 @@ class Worker:
 
 @contextmanager
 def part_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Write one Parquet part; it appears when it is complete."""
+    """Write one Parquet part into the scratch folder.
+
+    Neither written beside nor flushed: the folder as a whole appears when the run is complete.
+    """
     heavy = {"prev_map", "prev_valid", "map", "valid"}
     # Maps: a fast codec and no dictionary; zstd with one halves the size at three times the cost.
     codecs: Any = {_leaf(column): "snappy" if column.name in heavy else "zstd" for column in schema}
     light: Any = [_leaf(column) for column in schema if column.name not in heavy]
-    with (
-        atomic_path(path) as scratch,
-        pq.ParquetWriter(
-            scratch, schema, compression=codecs, use_dictionary=light, write_statistics=light
-        ) as w,
-    ):
-        yield w
+    with pq.ParquetWriter(
+        path, schema, compression=codecs, use_dictionary=light, write_statistics=light
+    ) as writer:
+        yield writer
 
 
 def _leaf(column: "pa.Field[Any]") -> str:
@@ -179,5 +177,7 @@ def _read(
         return [entry]
     if isinstance(entry, RawItem):
         return [entry.rejection or read_wafer(entry, reader, layout, clipping)]
+    from ikddit.mpom.marks import records_of  # with Arrow's compute functions, which items don't need
+
     folder, _, name = entry.rpartition("/")
     return records_of(Container(folder, is_zip=False), name, reader, job.settings.marks, layout)
