@@ -22,7 +22,7 @@ from ikddit.networks.mean import ConditionalMean
 from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.distributed import ALONE, Workers
-from ikddit.training.loop import Trainer, TrainingData
+from ikddit.training.loop import LearningConditions, Trainer, TrainingData
 from ikddit.training.mean import fit_mean
 
 log = logging.getLogger("ikddit")
@@ -142,6 +142,8 @@ def fit(
         precision=params.train.precision,
         condition_dropout=params.train.condition_dropout,
         path_dropout=params.train.path_dropout,
+        dense_path=params.train.dense_path,
+        cross_attention=params.train.cross_attention,
     )
     torch.manual_seed(params.seed)
     model = OverlayModel(config)
@@ -153,7 +155,13 @@ def fit(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )
     trainer = Trainer(model, params, choose_device(params.train.device, workers), workers)
-    data = TrainingData(residual, valid, condition_tokens(embedding, train, normaliser.sigma_nm))
+    data = TrainingData(
+        residual,
+        valid,
+        condition_tokens(embedding, train, normaliser.sigma_nm)
+        if embedding.config.contrastive
+        else LearningConditions(train, normaliser.sigma_nm, model.embedding),
+    )
     rows = trainer.run(data, checkpoint)
     report: dict[str, float | int | str] = {
         "train_wafers": len(train),
@@ -179,6 +187,8 @@ def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: 
     trainer = fitted.trainer
     with atomic_dir(student_dir) as scratch:
         trainer.model.student.load_state_dict(trainer.average.state_dict())
+        if trainer.average_encoders is not None:
+            trainer.model.embedding.load_state_dict(trainer.average_encoders.state_dict())
         trainer.model.save(scratch)
         for name in ("normaliser.json", "vocabularies.json", "tokenizer.json"):
             shutil.copyfile(prepared / name, scratch / name)
