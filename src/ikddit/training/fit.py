@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,7 +163,9 @@ def fit(
         if embedding.config.contrastive
         else LearningConditions(train, normaliser.sigma_nm, model.embedding),
     )
+    clocks = time.perf_counter(), time.process_time()
     rows = trainer.run(data, checkpoint)
+    seconds = {"seconds": time.perf_counter() - clocks[0], "cpu_seconds": time.process_time() - clocks[1]}
     report: dict[str, float | int | str] = {
         "train_wafers": len(train),
         "model": params.model,
@@ -175,6 +178,8 @@ def fit(
         "threads": torch.get_num_threads(),
         "processes": workers.count,
         "final_loss": float(np.mean([row[1] for row in rows[-5:]])),
+        # of a run that was resumed they would be those of its last part
+        **({} if trainer.resumed else seconds),
         **{f"mean_{name}": value for name, value in mean_fit.report.items()},
     }
     return Fitted(trainer, rows, report)

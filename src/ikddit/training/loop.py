@@ -176,6 +176,7 @@ class Trainer:
             compile_blocks(self.student, self.teacher)
         self.step = 0
         self.saved: int | None = None
+        self.resumed = False
         self.rows: list[list[float]] = []
 
     def _adamw(self, module: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
@@ -321,6 +322,7 @@ class Trainer:
         state = checkpoint.load() if checkpoint else None
         if state is not None:
             self.restore(state)
+            self.resumed = True
             log.info("resuming at step %d of %d", self.step, self.params.train.steps)
         self.workers.agree(self.step, "the step to start from", self.device)
         share = self.workers.share(min(self.params.train.batch, len(data.residual)))
