@@ -10,6 +10,7 @@ it was. A failed run is named in the table and stops no other one.
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ikddit.checkout import checkout_root
@@ -48,7 +48,7 @@ def git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise IkdditError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    return done.stdout.rstrip("\n")
 
 
 def finished(root: Path, names: Sequence[str]) -> dict[str, str]:
@@ -112,11 +112,9 @@ def run_missing(runs: Sequence[Run], root: Path, jobs: int) -> dict[str, str]:
     failed = {}
     try:
         for name, future in futures.items():
-            future.wait()
-            state: State[None] = future.state
-            if not state.is_completed():
-                reason = (state.message or state.name or "failed").splitlines()
-                failed[name] = _reason(reason)
+            error = future.result(raise_on_failure=False)
+            if isinstance(error, BaseException):
+                failed[name] = _reason(str(error).splitlines())
     except BaseException:
         _stopping.set()
         stop_running()
@@ -125,9 +123,9 @@ def run_missing(runs: Sequence[Run], root: Path, jobs: int) -> dict[str, str]:
 
 
 def _reason(lines: Sequence[str]) -> str:
-    """The line of a failure that says most: the last with ERROR or Error in it, else the last."""
-    telling = [line for line in lines if "rror" in line]
-    return (telling or list(lines) or ["failed"])[-1].strip()
+    """The line of a failure that says most: what a stage or Python raised, else the last."""
+    raised = [found[0] for line in lines[1:] if (found := re.search(r"\b\w+Error: .*", line))]
+    return (raised or list(lines) or ["failed"])[-1].strip()
 
 
 def collect(name: str, root: Path, runs: Sequence[Run], failed: dict[str, str]) -> list[dict[str, Any]]:

@@ -112,6 +112,7 @@ def _paper_value(paper: PaperRow, x: Scalar) -> str:
 
 def draw(sweep: Sweep, rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
     """Write `stem`.png and .svg: a panel for each metric, the x axis of the sweep, a line for each value of `lines`."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     panels = [name for name in shown(sweep) if any(statistic([row], name) for row in rows)]
@@ -125,11 +126,11 @@ def draw(sweep: Sweep, rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
         if sweep.lines and number == 0:
             axes.legend(title=sweep.lines, fontsize=8, title_fontsize=8)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        with atomic_path(stem.with_name(f"{stem.name}.{ending}")) as scratch:
-            # no date: the same table gives the same file
-            metadata = {"Date": None} if ending == "svg" else None
-            figure.savefig(scratch, format=ending, dpi=110, metadata=metadata)
+    # words stay words in the SVG; without date and random ids the same table gives the same file
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": stem.name}):
+        for ending, metadata in (("png", None), ("svg", {"Date": None})):
+            with atomic_path(stem.with_name(f"{stem.name}.{ending}")) as scratch:
+                figure.savefig(scratch, format=ending, dpi=110, metadata=metadata)
 
 
 def _panel(axes: "Axes", sweep: Sweep, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
