@@ -109,10 +109,10 @@ def run_experiment(run: Run, root: Path, jobs: int) -> None:
 def run_missing(runs: Sequence[Run], root: Path, jobs: int) -> dict[str, str]:
     """Run the experiments, `jobs` at a time. Returns the reasons of those that failed, by name."""
     futures = {run.name: run_experiment.submit(run, root, jobs, return_state=False) for run in runs}
-    failed = {}
+    failed: dict[str, str] = {}
     try:
         for name, future in futures.items():
-            error = future.result(raise_on_failure=False)
+            error: Any = future.result(raise_on_failure=False)
             if isinstance(error, BaseException):
                 failed[name] = _reason(str(error).splitlines())
     except BaseException:
