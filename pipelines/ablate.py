@@ -11,11 +11,14 @@ it was. A failed run is named in the table and stops no other one.
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ BUSY = "Unable to acquire lock"
 """DVC says so where two of its processes start in the same moment."""
 TRIES = 5
 FOLDER = Path("reports/ablations")
+CLONES = Path(".dvc/tmp/exps/standalone")
 _stopping = threading.Event()
 
 
@@ -82,6 +86,29 @@ def require_committed(root: Path) -> None:
     if changed:
         files = ", ".join(line[3:] for line in changed.splitlines()[:5])
         raise IkdditError(f"not in any commit: {files}; commit or undo it, then start the sweep again")
+
+
+def remove_dead_clones(root: Path) -> list[str]:
+    """Remove the clones that stopped or killed experiments left in DVC's folder; returns their names.
+
+    A clone lives while a process works in it, or while it is younger than a minute: DVC makes one before it runs
+    anything there.
+    """
+    import psutil
+
+    working = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            working.append(process.cwd())
+    dead = [
+        clone
+        for clone in (root / CLONES).glob("tmp*")
+        if time.time() - clone.stat().st_mtime > 60.0
+        and not any(Path(place).is_relative_to(clone.resolve()) for place in working if place)
+    ]
+    for clone in dead:
+        shutil.rmtree(clone, ignore_errors=True)
+    return [clone.name for clone in dead]
 
 
 @task(task_run_name="{run.name}")
@@ -163,6 +190,8 @@ def ablate(name: str, root: Path, jobs: int = 1) -> list[dict[str, Any]]:
     there = finished(root, [run.name for run in runs])
     missing = [run for run in runs if run.name not in there]
     say = get_run_logger()
+    for clone in remove_dead_clones(root):
+        say.info("removed %s, left by an experiment that was stopped", clone)
     say.info("sweep %s: %d of %d runs are there, %d to run", name, len(there), len(runs), len(missing))
     failed = run_missing(missing, root, jobs)
     for failure, reason in failed.items():

@@ -1,6 +1,7 @@
 """Sweeps: how they are spelled out, found again, collected and shown; the runs themselves are in test_end_to_end."""
 
 import math
+import os
 import statistics
 import subprocess
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_sources_that_no_commit_holds_are_refused(repository: Path) -> None:
     (repository / "src/a.py").write_text("two")
     with pytest.raises(IkdditError, match=r"src/a\.py"):
         require_committed(repository)
+
+
+def test_clones_that_nobody_works_in_are_removed(tmp_path: Path) -> None:
+    from pipelines.ablate import CLONES, remove_dead_clones
+
+    clones = [tmp_path / CLONES / name for name in ("tmpdead", "tmpbusy", "tmpnew", "run")]
+    for clone in clones:
+        (clone / "data").mkdir(parents=True)
+        if clone.name != "tmpnew":
+            os.utime(clone, (0, 0))
+    with subprocess.Popen(["sleep", "60"], cwd=clones[1] / "data") as busy:
+        assert remove_dead_clones(tmp_path) == ["tmpdead"]
+        busy.kill()
+    assert [clone.exists() for clone in clones] == [False, True, True, True]
 
 
 METRICS = {"rmse_nm": 1.0, "crps_nm": 0.5, "train.cpu_seconds": 100.0}
