@@ -111,6 +111,33 @@ def remove_dead_clones(root: Path) -> list[str]:
     return [clone.name for clone in dead]
 
 
+def stop_orphans(root: Path, names: Sequence[str]) -> list[str]:
+    """Stop experiments of these names whose sweep was killed and left them running; returns their names.
+
+    They would finish in the way of the same runs started anew; what they have trained is in their checkpoints.
+
+    Raises:
+        IkdditError: one belongs to a sweep that is alive.
+    """
+    import psutil
+
+    stopped = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            words = process.cmdline()
+            wanted = [name for name in names if name in words and "--temp" in words]
+            if not wanted or Path(process.cwd()) != root:
+                continue
+            parent = process.parent()
+            if parent is not None and any("ablate" in word for word in parent.cmdline()):
+                raise IkdditError(
+                    f"{wanted[0]} is being run by process {parent.pid}: wait for it, or stop it"
+                )
+            os.killpg(os.getpgid(process.pid), signal.SIGKILL)
+            stopped += wanted
+    return stopped
+
+
 @task(task_run_name="{run.name}")
 def run_experiment(run: Run, root: Path, jobs: int) -> None:
     """Run one experiment in a clone of its own; its output goes to the log of the task.
@@ -190,6 +217,8 @@ def ablate(name: str, root: Path, jobs: int = 1) -> list[dict[str, Any]]:
     there = finished(root, [run.name for run in runs])
     missing = [run for run in runs if run.name not in there]
     say = get_run_logger()
+    for orphan in stop_orphans(root, [run.name for run in runs]):
+        say.info("stopped %s, which a killed sweep had left running", orphan)
     for clone in remove_dead_clones(root):
         say.info("removed %s, left by an experiment that was stopped", clone)
     say.info("sweep %s: %d of %d runs are there, %d to run", name, len(there), len(runs), len(missing))

@@ -2,11 +2,15 @@
 
 import math
 import os
+import signal
 import statistics
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from checkouts import ROOT, git
 
@@ -143,6 +147,45 @@ def test_clones_that_nobody_works_in_are_removed(tmp_path: Path) -> None:
         assert remove_dead_clones(tmp_path) == ["tmpdead"]
         busy.kill()
     assert [clone.exists() for clone in clones] == [False, True, True, True]
+
+
+IDLE = "import time; time.sleep(60)"
+EXPERIMENT = ["exp", "run", "--temp", "-n", "mask-1"]
+
+
+def test_experiments_of_a_killed_sweep_are_stopped(tmp_path: Path) -> None:
+    from pipelines.ablate import stop_orphans
+
+    # a shell that starts it and ends at once leaves it without its parent, as a kill does
+    shell = ["sh", "-c", '"$@" >/dev/null & echo $!', "sh", sys.executable, "-c", IDLE, *EXPERIMENT]
+    started = subprocess.run(
+        shell,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        check=False,
+    )
+    orphan = psutil.Process(int(started.stdout))
+    assert stop_orphans(tmp_path, ["mask-2"]) == []
+    assert stop_orphans(tmp_path / "elsewhere", ["mask-1"]) == []
+    assert stop_orphans(tmp_path, ["mask-1"]) == ["mask-1"]
+    orphan.wait(10)
+
+
+def test_a_sweep_that_is_alive_is_left_alone(tmp_path: Path) -> None:
+    from pipelines.ablate import stop_orphans
+
+    keep = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {IDLE!r}, *sys.argv[2:]])"
+    command = [sys.executable, "-c", keep, "pipelines.ablate", *EXPERIMENT]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as flow:
+        parent = psutil.Process(flow.pid)
+        deadline = time.monotonic() + 30
+        while not parent.children() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with pytest.raises(IkdditError, match=f"mask-1 is being run by process {flow.pid}"):
+            stop_orphans(tmp_path, ["mask-1"])
+        os.killpg(flow.pid, signal.SIGKILL)
 
 
 METRICS = {"rmse_nm": 1.0, "crps_nm": 0.5, "train.cpu_seconds": 100.0}
