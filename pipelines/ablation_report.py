@@ -123,8 +123,10 @@ def draw(sweep: Sweep, rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
         _panel(axes, sweep, rows, metric)
         axes.set_title(SHOWN[metric], fontsize=10)
         axes.set_xlabel(sweep.x, fontsize=9)
-        if sweep.lines and number == 0:
-            axes.legend(title=sweep.lines, fontsize=8, title_fontsize=8)
+    if sweep.lines and figure.axes:
+        # where the eighth panel would be
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, title=sweep.lines, loc="lower right", bbox_to_anchor=(0.9, 0.2))
     stem.parent.mkdir(parents=True, exist_ok=True)
     # words stay words in the SVG; without date and random ids the same table gives the same file
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": stem.name}):
@@ -155,7 +157,14 @@ def _panel(axes: "Axes", sweep: Sweep, rows: Sequence[Mapping[str, Any]], metric
             values = [float(r[metric]) for r in runs if r.get(metric) not in (None, "")]
             axes.plot([points[-1]] * len(values), values, ".", color=f"C{number}", alpha=0.35, markersize=5)
         label = None if line is None else spelled(line)
-        axes.errorbar(points, means, bars, fmt="o-", color=f"C{number}", capsize=3, markersize=4, label=label)
+        # names have no order: a line between them would say that they had one
+        style: dict[str, Any] = {
+            "fmt": "o-" if numeric else "o",
+            "color": f"C{number}",
+            "capsize": 3.0,
+            "markersize": 4.0,
+        }
+        axes.errorbar(points, means, bars if any(bars) else None, label=label, **style)
     axes.set_xticks([position[place] for place in places], [spelled(place) for place in places])
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
