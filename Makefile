@@ -8,7 +8,7 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow test test-fast check ui models plots bench clean
+.PHONY: help install repro flow ablate test test-fast check ui models plots bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ repro: $(STAMP) ## run the whole pipeline (simulate ... register)
 
 flow: $(STAMP) ## the same as a Prefect flow
 	ikddit run
+
+ablate: $(STAMP) ## run the sweeps of pipelines/ablations.yaml; SWEEPS="mask" names some, JOBS=2 runs two at once
+	python -m pipelines.ablate $(SWEEPS) --jobs $(or $(JOBS),1)
 
 test: $(STAMP) ## run the tests
 	pytest -n 2 --dist loadgroup

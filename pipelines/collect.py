@@ -18,6 +18,9 @@ from ikddit.atomic import write_text
 from ikddit.checkout import checkout_root
 
 METRICS = "reports/evaluation/metrics.json"
+TRAINING = "reports/train/summary.json"
+TRAINING_SHOWN = ("seconds", "cpu_seconds", "student_parameters")
+"""What a row has of the training, as `train.<name>`."""
 SHOWN = (
     "rmse_nm", "ensemble_rmse_nm", "mean_only_rmse_nm", "ome_1p5", "m3s_error_nm", "crps_nm", "coverage_90",
     "m3s_coverage_90", "spread_skill", "shuffled_rmse_ratio", "frechet_embedding",
@@ -50,6 +53,8 @@ def row_of(revision: str, params: Sequence[str], root: Path) -> dict[str, Any]:
         raise KeyError(f"{unknown[0]} is not in params.yaml of {revision}")
     metrics = dvc.api.metrics_show(METRICS, repo=str(root), rev=revision)
     numbers = {k: v for k, v in flatten(metrics).items() if not k.startswith("baselines.")}
+    training = dvc.api.metrics_show(TRAINING, repo=str(root), rev=revision)
+    numbers |= {f"train.{name}": training[name] for name in TRAINING_SHOWN if name in training}
     return {"run": revision} | {name: settings[name] for name in params} | numbers
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 GRACE_S = 10.0
 """Time between asking a process group to stop (SIGTERM) and making it (SIGKILL)."""
 
+_running: set["subprocess.Popen[str]"] = set()
+
 
 class CommandError(Exception):
     """A command ended with another exit code than 0; the message holds its last lines."""
@@ -47,6 +49,7 @@ def run_command(
         errors="replace",
         start_new_session=True,
     ) as process:
+        _running.add(process)
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -57,6 +60,8 @@ def run_command(
         except BaseException:
             stop_group(process)
             raise
+        finally:
+            _running.discard(process)
     if process.returncode != 0:
         raise CommandError(f"{' '.join(command)}: exit code {process.returncode}\n" + "\n".join(last))
 
@@ -69,6 +74,12 @@ def stop_group(process: "subprocess.Popen[str]") -> None:
         process.wait(GRACE_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop_running() -> None:
+    """Stop the commands that other threads of this process run; their `run_command` raises CommandError."""
+    for process in list(_running):
+        stop_group(process)
 
 
 def dvc_command(*arguments: str) -> tuple[list[str], dict[str, str]]:

@@ -76,7 +76,8 @@ def reproduce(root: Path | None = None, force: bool = False) -> dict[str, Any]:
 
 def summary(root: Path, registration: dict[str, Any]) -> str:
     """Write version and metrics as a Markdown table."""
-    rows = [f"# {registration['model_name']} version {registration['version']}", "", "| metric | value |"]
+    version = registration["version"] or "none (register.version: false)"
+    rows = [f"# {registration['model_name']} version {version}", "", "| metric | value |"]
     rows.append("|---|---|")
     for prefix, path in REPORTS.items():
         if (root / path).is_file():

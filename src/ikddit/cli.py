@@ -80,6 +80,27 @@ def run(
     force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,
 ) -> None:
     """Run the pipeline as a Prefect flow (pipelines/reproduce.py), stage by stage."""
+    _become("reproduce", ["--force"] if force else [])
+
+
+@app.command(
+    "ablate",
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def ablate(
+    arguments: Annotated[list[str] | None, typer.Argument(help="As of `python -m pipelines.ablate`.")] = None,
+) -> None:
+    """Run sweeps as DVC experiments (pipelines/ablate.py); `ikddit ablate --help` names them."""
+    _become("ablate", arguments or [])
+
+
+def _become(flow: str, arguments: list[str]) -> None:
+    """Go on as one of the checkout's flows.
+
+    Raises:
+        IkdditError: this is no checkout of the project.
+    """
     import os
     import sys
 
@@ -87,10 +108,10 @@ def run(
     from ikddit.errors import IkdditError
 
     root = checkout_root()
-    if not (root / "pipelines" / "reproduce.py").is_file():
-        raise IkdditError(f"{root}: no pipelines/reproduce.py here; run from a checkout of ikddit")
+    if not (root / "pipelines" / f"{flow}.py").is_file():
+        raise IkdditError(f"{root}: no pipelines/{flow}.py here; run from a checkout of ikddit")
     os.chdir(root)
-    os.execv(sys.executable, [sys.executable, "-m", "pipelines.reproduce", *(["--force"] if force else [])])
+    os.execv(sys.executable, [sys.executable, "-m", f"pipelines.{flow}", *arguments])
 
 
 @app.command("validate")

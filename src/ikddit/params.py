@@ -130,6 +130,8 @@ class EmbedParams(Section):
     steps: int = Field(400, ge=1)
     batch: int = Field(256, ge=2)
     learning_rate: float = Field(3e-3, gt=0.0)
+    contrastive: bool = True
+    """False: no pre-training; the encoders start at random and learn with the student (an ablation)."""
     modality_dropout: float = Field(0.1, ge=0.0, lt=1.0)
     """Share of wafers whose previous map, logs or ids are blanked, each on its own."""
     template_dropout: float = Field(0.1, ge=0.0, lt=1.0)
@@ -169,6 +171,10 @@ class TrainParams(Section):
     """Share of rows without condition; 0 rules out classifier-free guidance."""
     path_dropout: float = Field(0.05, ge=0.0, lt=1.0)
     """Share of rows whose decoder does without the deep encoder; 0 rules out path-drop guidance."""
+    dense_path: bool = True
+    """False: hidden tokens enter the decoder as mask tokens, as in MaskDiT; an ablation, needs path_dropout 0."""
+    cross_attention: bool = True
+    """False: the student reads the pooled condition only, through its modulation; an ablation."""
     ema_gamma: float = Field(6.94, gt=0.0)
     """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""
     teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)
@@ -181,6 +187,13 @@ class TrainParams(Section):
     checkpoint_every: int = Field(100, ge=1)
     """Steps between resumable states, rounded down to a multiple of ten."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _weak_branch_needs_a_dense_path(self) -> "TrainParams":
+        """Without a dense path a decoder without deep features would have nothing of the map to go by."""
+        if not self.dense_path and self.path_dropout:
+            raise ValueError("dense_path: false needs path_dropout: 0, the dense path is its weak branch")
+        return self
 
 
 class ServingParams(Section):
@@ -219,6 +232,10 @@ class RegisterParams(Section):
     model_name: str = "ikddit"
     experiment: str = "ikddit"
     alias: str = "challenger"
+    version: bool = True
+    """False: only a run is logged; neither a version is made nor an alias moved (sweeps)."""
+    sweep: str = ""
+    """Name of the sweep this run belongs to, as the run's tag `sweep`; empty for none."""
 
 
 class Params(Section):

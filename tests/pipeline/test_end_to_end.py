@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -139,6 +140,53 @@ def test_runs_are_collected_side_by_side(checkout: Path, clean_env: Env) -> None
     mean = (float(rows[0]["crps_nm"]) + float(rows[1]["crps_nm"])) / 2
     assert f"crps_nm                {mean:.4f}" in said
     table.unlink()
+
+
+SWEEP = """
+profiles:
+  smallest: {train.mean.kind: none, train.residual_modes: 0, train.path_dropout: 0.0}
+sweeps:
+  mask:
+    title: Two runs, of which one cannot be trained
+    profile: smallest
+    axes: {train.dense_path: [false], train.codec: [none, kl]}
+    x: train.codec
+"""
+
+
+def test_a_sweep_collects_its_runs_names_the_failed_one_and_is_not_repeated(
+    checkout: Path, clean_env: Env
+) -> None:
+    (checkout / "pipelines" / "ablations.yaml").write_text(SWEEP)
+    versions = "print(len(client.search_model_versions(\"name = 'ikddit'\")), len(runs))"
+    before = in_store(checkout, clean_env, versions).split()
+    command = [sys.executable, "-m", "pipelines.ablate", "mask"]
+    done = subprocess.run(command, cwd=checkout, env=clean_env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1, done.stdout + done.stderr
+    table = checkout / "reports" / "ablations" / "mask.csv"
+    with table.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [(row["train.codec"], row["train.dense_path"]) for row in rows] == [
+        ("none", "False"),
+        ("kl", "False"),
+    ]
+    assert float(rows[0]["rmse_nm"]) > 0
+    assert float(rows[0]["train.cpu_seconds"]) > 0
+    assert rows[1]["failed"].startswith("TrainingError: train.codec: kl takes 256x256 maps")
+    assert rows[1]["run"] in done.stderr
+    for path in ("reports/ablations/mask.png", "reports/ablations/mask.svg", "docs/ablations.md"):
+        assert (checkout / path).stat().st_size > 0
+    # in MLflow with its sweep's name, and neither a version nor an alias came of it
+    after = in_store(checkout, clean_env, versions).split()
+    assert (after[0], int(after[1])) == (before[0], int(before[1]) + 1)
+    tags = "print([r.data.tags['dvc_exp_name'] for r in runs if r.data.tags.get('sweep') == 'mask'])"
+    assert in_store(checkout, clean_env, tags) == f"['{rows[0]['run']}']"
+    again = run(checkout, clean_env, "pipelines.ablate", "mask", "--dry-run")
+    assert "mask: 2 runs, 1 of them there" in again
+    git(checkout, "checkout", "-q", "pipelines/ablations.yaml")
+    shutil.rmtree(checkout / "docs")
+    for path in table.parent.glob("mask.*"):
+        path.unlink()
 
 
 def test_unknown_parameter_is_refused(checkout: Path, clean_env: Env) -> None:

@@ -50,6 +50,10 @@ class ModelConfig:
     """Share of training rows without condition: above 0, classifier-free guidance is possible."""
     path_dropout: float = 0.0
     """Share of training rows without the deep encoder: above 0, path-drop guidance is possible."""
+    dense_path: bool = True
+    """False: hidden tokens enter the decoder as mask tokens (see `Student`)."""
+    cross_attention: bool = True
+    """False: the blocks read the pooled condition only."""
     codec: CodecConfig | None = None
     """Set: the student diffuses this codec's latents, and maps are its decoder's."""
     format_version: int = FORMAT_VERSION
@@ -93,10 +97,15 @@ class OverlayModel(nn.Module):
         self.mean = ConditionalMean(config.mean)
         self.precondition = Preconditioning(config.sigma_data, config.modes)
         self.codec = None if config.codec is None else Codec(config.codec)
-        self.student = (
-            Student(config.model, config.embedding.dim, extra_channels=self.precondition.extra_channels)
-            if config.codec is None
-            else Student(config.model, config.embedding.dim, config.codec.latent_channels, "square")
+        codec = config.codec
+        self.student = Student(
+            config.model,
+            config.embedding.dim,
+            2 if codec is None else codec.latent_channels,
+            "wafer" if codec is None else "square",
+            self.precondition.extra_channels,
+            dense_path=config.dense_path,
+            cross_attention=config.cross_attention,
         )
         # pixels that carry marks on most training wafers: where a generated map is defined
         self.register_buffer("usable", torch.ones(1, 1, 64, 64))
@@ -149,14 +158,13 @@ class OverlayModel(nn.Module):
             encoder = self.student.encoder
             known = encoder.attendable(self.usable)
             known = None if known is None else known.expand(len(x), -1)
-            shallow, modulation = encoder.shallow(read, valid, c_noise, cache, known)
-            full, _ = self.student.deep_full(shallow, modulation, cache, visible, deep, known=known)
-            raw = self.student.decoder(shallow, full, modulation, known).float()
+            encoded = self.student.encode(read, valid, c_noise, cache, visible, deep, known=known)
+            raw = self.student.decode(encoded, encoded.deep).float()
             if path_drop is not None:
-                hidden = self.student.decoder.hidden.expand_as(shallow)
-                weak = self.student.decoder(shallow, hidden, modulation, known).float()
+                hidden = self.student.decoder.hidden.expand_as(encoded.skip)
+                weak = self.student.decode(encoded, hidden).float()
                 raw = weak.lerp(raw, path_drop)
-        return self.precondition.denoised(linear, sigma, raw), full
+        return self.precondition.denoised(linear, sigma, raw), encoded.deep
 
     def sample_residual(
         self,

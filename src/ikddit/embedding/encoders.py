@@ -39,6 +39,8 @@ class EmbeddingConfig:
     """Word codes, the reserved ones included."""
     text_dim: int = 0
     """Numbers in a sentence vector; 0 where words have vectors of their own (`embed.log_encoder: words`)."""
+    contrastive: bool = True
+    """False: nothing was pre-trained; the encoders learn with the student."""
 
 
 def _mixer(dim: int) -> nn.TransformerEncoderLayer:

@@ -61,6 +61,7 @@ def embedding_config(
         values_per_line=train.line_values.shape[2],
         words=len(vocabularies.tokenizer),
         text_dim=sentence_vectors(["log"], params.minilm_path).shape[1] if minilm else 0,
+        contrastive=params.contrastive,
     )
 
 
@@ -99,11 +100,14 @@ def fit_embedding(
 ) -> UnifiedEmbedding:
     """Align the modalities of the training wafers by InfoNCE over all pairings.
 
+    With `embed.contrastive: false` the encoders stay as they start, for the student to train them.
     Batches and dropout come from a generator seeded by (seed, step), so the same seed gives the same bits.
     """
     torch.manual_seed(seed)
     model = UnifiedEmbedding(config)
     model.logs.know(vocabularies, params.minilm_path)
+    if not config.contrastive:
+        return model.eval()
     optimiser = torch.optim.AdamW(model.parameters(), lr=params.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, params.learning_rate, total_steps=max(10, params.steps), pct_start=0.2

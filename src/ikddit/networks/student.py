@@ -1,5 +1,6 @@
 """The IKDDiT student: dense shallow path, deep encoder on visible tokens, fuse, light decoder on all tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ class ConditionCache:
 
     pooled: Float[Tensor, "B D"]
     key_values: list[tuple[Tensor, Tensor]]
-    """Of W wafers; B is a multiple of W, and each wafer's samples follow one another."""
+    """Of W wafers; B is a multiple of W, and each wafer's samples follow one another. Empty without cross-attention."""
     attend: Tensor
 
     def repeat_interleave(self, n: int) -> "ConditionCache":
@@ -39,6 +40,8 @@ class Encoder(nn.Module):
         context_dim: width of the condition tokens.
         channels: 2 for maps in nm (dx, dy), 3 for RGB images, 4 for latents of the codec.
         outline: which patches are tokens.
+        cross_attention: False: the deep blocks read the condition through their modulation alone, which gets
+            the pooled one; what single tokens say is lost (an ablation).
     """
 
     position: Tensor
@@ -52,6 +55,7 @@ class Encoder(nn.Module):
         channels: int = 2,
         outline: Outline = "wafer",
         extra_channels: int = 0,
+        cross_attention: bool = True,
     ) -> None:
         super().__init__()
         size = SIZES[model]
@@ -65,7 +69,8 @@ class Encoder(nn.Module):
         self.sigma = SigmaEmbedding(size.width)
         self.pooled = nn.Linear(3 * context_dim, size.width)
         self.dense = nn.ModuleList(Block(size.width, size.heads, None) for _ in range(size.dense))
-        self.deep = nn.ModuleList(Block(size.width, size.heads, context_dim) for _ in range(size.deep))
+        context = context_dim if cross_attention else None
+        self.deep = nn.ModuleList(Block(size.width, size.heads, context) for _ in range(size.deep))
 
     def cache(self, condition: ConditionTokens) -> ConditionCache:
         """Keys, values and pooled condition for every deep block."""
@@ -100,14 +105,17 @@ class Encoder(nn.Module):
         c_noise: Float[Tensor, " B"],
         cache: ConditionCache,
         known: Bool[Tensor, "B N"] | None = None,
-    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B D"]]:
-        """All tokens after the dense path, and the modulation vector.
+        visible: Int[Tensor, "B V"] | None = None,
+    ) -> tuple[Float[Tensor, "B V D"], Float[Tensor, "B D"]]:
+        """All tokens (only those in `visible`, if given) after the shallow blocks, and the modulation vector.
 
-        Values at invalid pixels are ignored; `known` (see `attendable`) keeps patches without a valid pixel
-        out of the attention.
+        Values at invalid pixels are ignored; `known` (see `attendable`, of the same tokens) keeps patches
+        without a valid pixel out of the attention.
         """
         patches = self.patch(torch.cat([x * valid, valid], dim=1)).flatten(2)
         tokens = patches[..., self.place].transpose(1, 2) + self.position
+        if visible is not None:
+            tokens = gather_tokens(tokens, visible)
         condition = self.sigma(c_noise) + cache.pooled
         for block in self.dense:
             tokens = block(tokens, condition, None, None, as_keys(known))
@@ -124,7 +132,9 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Tensor, "B V D"], list[Float[Tensor, "B V D"]]]:
         """The first `until` deep blocks (all if None) on the tokens given, and the states after those in `taps`."""
         tapped = []
-        blocks = zip(self.deep_blocks[:until], cache.key_values[:until], strict=True)
+        # without cross-attention there are none
+        key_values: Sequence[tuple[Tensor, Tensor] | None] = cache.key_values or [None] * len(self.deep)
+        blocks = zip(self.deep_blocks[:until], key_values[:until], strict=True)
         for i, (block, key_value) in enumerate(blocks, 1):
             tokens = block(tokens, condition, key_value, cache.attend, as_keys(known))
             if i in taps:
@@ -140,6 +150,16 @@ class Encoder(nn.Module):
     def teacher_tap(self) -> int:
         """The same for the teacher: at three quarters of the depth."""
         return max(1, 3 * self.size.deep // 4)
+
+
+def known_among(
+    known: Bool[Tensor, "B N"] | None, visible: Int[Tensor, "B V"] | None
+) -> Bool[Tensor, "B V"] | None:
+    """`known` of the visible tokens; where none of them is, all are, since attention needs at least one."""
+    if known is None or visible is None:
+        return known
+    seen = known.gather(1, visible)
+    return seen | ~seen.any(1, keepdim=True)
 
 
 def as_keys(known: Bool[Tensor, "B N"] | None) -> Bool[Tensor, "B 1 1 N"] | None:
@@ -189,8 +209,28 @@ class Decoder(nn.Module):
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, 64, 64)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder gives the decoder, and what the discriminator taps."""
+
+    skip: Float[Tensor, "B N D"]
+    """Beside the deep features of each token: its shallow one, or its position without a dense path."""
+    deep: Float[Tensor, "B N D"]
+    """A hidden token has the learned hidden feature, or its own of the step before."""
+    modulation: Float[Tensor, "B D"]
+    tapped: list[Tensor]
+    known: Bool[Tensor, "B N"] | None
+
+
 class Student(nn.Module):
-    """Encoder on the visible tokens and decoder on all; every output token also sees its own shallow token."""
+    """Encoder on the visible tokens and decoder on all; every output token also sees its own shallow token.
+
+    Args:
+        dense_path: False: as in MaskDiT (2306.09305), shallow and deep blocks see the visible tokens only, and
+            the decoder gets nothing but their deep features, positions and hidden features, so that the output
+            of a hidden token knows nothing of its own noisy values (an ablation; the same parameters).
+        cross_attention: see `Encoder`.
+    """
 
     def __init__(
         self,
@@ -199,33 +239,44 @@ class Student(nn.Module):
         channels: int = 2,
         outline: Outline = "wafer",
         extra_channels: int = 0,
+        *,
+        dense_path: bool = True,
+        cross_attention: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(model, context_dim, channels, outline, extra_channels)
+        self.dense_path = dense_path
+        self.encoder = Encoder(model, context_dim, channels, outline, extra_channels, cross_attention)
         self.decoder = Decoder(model, channels, outline)
 
-    def deep_full(
+    def encode(
         self,
-        shallow: Float[Tensor, "B N D"],
-        condition: Float[Tensor, "B D"],
+        x: Float[Tensor, "B C 64 64"],
+        valid: Float[Tensor, "B 1 64 64"],
+        c_noise: Float[Tensor, " B"],
         cache: ConditionCache,
-        visible: Int[Tensor, "B V"] | None,
+        visible: Int[Tensor, "B V"] | None = None,
         previous: Float[Tensor, "B N D"] | None = None,
         taps: tuple[int, ...] = (),
         known: Bool[Tensor, "B N"] | None = None,
-    ) -> tuple[Float[Tensor, "B N D"], list[Tensor]]:
-        """Deep features of all positions.
+    ) -> Encoded:
+        """Everything before the decoder; hidden tokens get the features in `previous` if given."""
+        encoder = self.encoder
+        if self.dense_path:
+            skip, modulation = encoder.shallow(x, valid, c_noise, cache, known)
+            seen = skip if visible is None else gather_tokens(skip, visible)
+        else:
+            among = known_among(known, visible)
+            seen, modulation = encoder.shallow(x, valid, c_noise, cache, among, visible)
+            skip = encoder.position.to(seen.dtype).expand(len(x), -1, -1)
+        deep, tapped = encoder.deepen(seen, modulation, cache, taps, known_among(known, visible))
+        if visible is not None:
+            base = previous if previous is not None else self.decoder.hidden.expand_as(skip)
+            deep = scatter_tokens(base.to(deep.dtype), visible, deep)
+        return Encoded(skip, deep, modulation, tapped, known)
 
-        Hidden positions get the learned hidden token, or the features of the step before if `previous` is given.
-        """
-        if visible is None:
-            return self.encoder.deepen(shallow, condition, cache, taps, known)
-        if known is not None:
-            known = known.gather(1, visible)
-            known = known | ~known.any(1, keepdim=True)
-        deep, tapped = self.encoder.deepen(gather_tokens(shallow, visible), condition, cache, taps, known)
-        base = previous if previous is not None else self.decoder.hidden.expand_as(shallow)
-        return scatter_tokens(base.to(deep.dtype), visible, deep), tapped
+    def decode(self, encoded: Encoded, deep: Float[Tensor, "B N D"]) -> Float[Tensor, "B C 64 64"]:
+        """Network output F for these deep features (`encoded.deep`, or hidden ones for a weak branch)."""
+        return self.decoder(encoded.skip, deep, encoded.modulation, encoded.known)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -243,8 +294,8 @@ class Student(nn.Module):
         SPRINT, 2510.21986), so that guidance has a weak branch.
         """
         known = self.encoder.attendable(valid)
-        shallow, condition = self.encoder.shallow(x, valid, c_noise, cache, known)
-        deep, tapped = self.deep_full(shallow, condition, cache, visible, taps=taps, known=known)
+        encoded = self.encode(x, valid, c_noise, cache, visible, taps=taps, known=known)
+        deep = encoded.deep
         if path_drop is not None:
             deep = torch.where(path_drop[:, None, None], self.decoder.hidden.to(deep.dtype), deep)
-        return self.decoder(shallow, deep, condition, known), tapped
+        return self.decode(encoded, deep), encoded.tapped

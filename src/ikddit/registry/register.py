@@ -24,6 +24,7 @@ CHAMPION = "champion"
 FINGERPRINT_TAG = "fingerprint"
 EXP_TAG = "dvc_exp_name"
 VERSION_TAG = "model_version"
+SWEEP_TAG = "sweep"
 VERSION_METRICS = ("rmse_nm", "r2", "m3s_error_nm", "ome_1p5", "crps_nm", "floor_rmse_nm")
 """Metrics repeated as tags of the version, for the registry's table."""
 VERSION_PARAMS = ("model", "mask_ratio", "seed")
@@ -39,6 +40,8 @@ def register(params: Params, folder: Path = Path(), store: Store | None = None) 
     Processes on this machine take turns. A failure leaves a run marked FAILED and no version; a kill leaves
     a run that the next call marks KILLED.
 
+    With `register.version: false` (sweeps) the result gets its run and nothing else: no version, no alias.
+
     Args:
         params: the parameters the result was made with.
         folder: the workspace (a clone under `dvc exp run --temp`).
@@ -46,7 +49,8 @@ def register(params: Params, folder: Path = Path(), store: Store | None = None) 
 
     Returns:
         What `reports/registration.json` holds: model_name, version, run_id, fingerprint, alias, tracking_uri
-        (without this machine's paths) and model_uri.
+        (without this machine's paths) and model_uri; of a run without a version these are null: version,
+        alias and model_uri.
 
     Raises:
         RegistryError: the result is incomplete, or the store or MLflow failed.
@@ -58,21 +62,23 @@ def register(params: Params, folder: Path = Path(), store: Store | None = None) 
     settings = params.register_
     with store.lock():
         client, experiment_id = open_store(store, settings.experiment)
-        version = find_version(client, settings.model_name, result.fingerprint)
-        if version is None:
+        version = find_version(client, settings.model_name, result.fingerprint) if settings.version else None
+        if not settings.version:
+            run_id = _run_of(client, experiment_id, result, None, settings.sweep)
+        elif version is None:
             version, run_id = _new_version(client, experiment_id, result, params)
             log.info("registered %s version %s (run %s)", settings.model_name, version.version, run_id)
         else:
             _finish(client, version, settings.alias)
-            run_id = _run_of(client, experiment_id, result, version)
+            run_id = _run_of(client, experiment_id, result, version, settings.sweep)
     return {
         "model_name": settings.model_name,
-        "version": int(version.version),
+        "version": int(version.version) if version else None,
         "run_id": run_id,
         "fingerprint": result.fingerprint,
-        "alias": settings.alias,
+        "alias": settings.alias if version else None,
         "tracking_uri": store.public_uri,
-        "model_uri": f"models:/{settings.model_name}/{version.version}",
+        "model_uri": f"models:/{settings.model_name}/{version.version}" if version else None,
     }
 
 
@@ -111,7 +117,7 @@ def _new_version(
     run = mlflow.start_run(
         experiment_id=experiment_id,
         run_name=result.run_name,
-        tags=_run_tags(result),
+        tags=_run_tags(result, settings.sweep),
     )
     run_id = run.info.run_id
     version = None
@@ -157,22 +163,26 @@ def _finish(client: "MlflowClient", version: "ModelVersion", alias: str) -> None
         client.set_terminated(run.info.run_id, "FINISHED")
 
 
-def _run_of(client: "MlflowClient", experiment_id: str, result: Result, version: "ModelVersion") -> str:
-    """Find the run of a registered result; add one for an experiment name not seen with it before."""
-    if result.exp_name is None:
+def _run_of(
+    client: "MlflowClient", experiment_id: str, result: Result, version: "ModelVersion | None", sweep: str
+) -> str:
+    """Find the run of a result; add one for an experiment name not seen with it before, or without a version."""
+    if result.exp_name is None and version is not None:
         return str(version.run_id)
+    wanted = {FINGERPRINT_TAG: result.fingerprint} | ({EXP_TAG: result.exp_name} if result.exp_name else {})
+    conditions = [f"tags.{name} = '{value}'" for name, value in wanted.items()]
     known = client.search_runs(
-        [experiment_id],
-        f"tags.{FINGERPRINT_TAG} = '{result.fingerprint}' and tags.{EXP_TAG} = '{result.exp_name}'"
-        " and attributes.status = 'FINISHED'",
-        max_results=1,
+        [experiment_id], " and ".join([*conditions, "attributes.status = 'FINISHED'"]), max_results=1
     )
     if known:
         return str(known[0].info.run_id)
-    note = (
-        f"Same result as version {version.version} (run {version.run_id}): every stage came from the cache."
-    )
-    tags = _run_tags(result) | {VERSION_TAG: version.version, "mlflow.note.content": note}
+    tags = _run_tags(result, sweep)
+    if version is not None:
+        same = f"Same result as version {version.version} (run {version.run_id})"
+        tags |= {
+            VERSION_TAG: version.version,
+            "mlflow.note.content": f"{same}: every stage came from the cache.",
+        }
     run = client.create_run(experiment_id, run_name=result.run_name, tags=tags)
     run_id = str(run.info.run_id)
     try:
@@ -181,7 +191,10 @@ def _run_of(client: "MlflowClient", experiment_id: str, result: Result, version:
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
-    log.info("experiment %s is version %s again: run %s added", result.exp_name, version.version, run_id)
+    if version is not None:
+        log.info("experiment %s is version %s again: run %s added", result.exp_name, version.version, run_id)
+    else:
+        log.info("run %s logged, without a version (register.version: false)", run_id)
     return run_id
 
 
@@ -191,10 +204,11 @@ def _set_aliases(client: "MlflowClient", version: "ModelVersion", alias: str) ->
         client.set_registered_model_alias(version.name, CHAMPION, version.version)
 
 
-def _run_tags(result: Result) -> dict[str, str]:
+def _run_tags(result: Result, sweep: str) -> dict[str, str]:
     commit = result.tags.get("git_commit")
     source = {"mlflow.source.git.commit": commit} if commit else {}
-    return result.tags | source | process_tags() | {FINGERPRINT_TAG: result.fingerprint}
+    named = {SWEEP_TAG: sweep} if sweep else {}
+    return result.tags | source | named | process_tags() | {FINGERPRINT_TAG: result.fingerprint}
 
 
 def _version_tags(result: Result) -> dict[str, str]:

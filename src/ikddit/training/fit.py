@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ikddit.networks.mean import ConditionalMean
 from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.distributed import ALONE, Workers
-from ikddit.training.loop import Trainer, TrainingData
+from ikddit.training.loop import LearningConditions, Trainer, TrainingData
 from ikddit.training.mean import fit_mean
 
 log = logging.getLogger("ikddit")
@@ -142,6 +143,8 @@ def fit(
         precision=params.train.precision,
         condition_dropout=params.train.condition_dropout,
         path_dropout=params.train.path_dropout,
+        dense_path=params.train.dense_path,
+        cross_attention=params.train.cross_attention,
     )
     torch.manual_seed(params.seed)
     model = OverlayModel(config)
@@ -153,8 +156,16 @@ def fit(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )
     trainer = Trainer(model, params, choose_device(params.train.device, workers), workers)
-    data = TrainingData(residual, valid, condition_tokens(embedding, train, normaliser.sigma_nm))
+    data = TrainingData(
+        residual,
+        valid,
+        condition_tokens(embedding, train, normaliser.sigma_nm)
+        if embedding.config.contrastive
+        else LearningConditions(train, normaliser.sigma_nm, model.embedding),
+    )
+    clocks = time.perf_counter(), time.process_time()
     rows = trainer.run(data, checkpoint)
+    seconds = {"seconds": time.perf_counter() - clocks[0], "cpu_seconds": time.process_time() - clocks[1]}
     report: dict[str, float | int | str] = {
         "train_wafers": len(train),
         "model": params.model,
@@ -167,6 +178,8 @@ def fit(
         "threads": torch.get_num_threads(),
         "processes": workers.count,
         "final_loss": float(np.mean([row[1] for row in rows[-5:]])),
+        # of a run that was resumed they would be those of its last part
+        **({} if trainer.resumed else seconds),
         **{f"mean_{name}": value for name, value in mean_fit.report.items()},
     }
     return Fitted(trainer, rows, report)
@@ -179,6 +192,8 @@ def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: 
     trainer = fitted.trainer
     with atomic_dir(student_dir) as scratch:
         trainer.model.student.load_state_dict(trainer.average.state_dict())
+        if trainer.average_encoders is not None:
+            trainer.model.embedding.load_state_dict(trainer.average_encoders.state_dict())
         trainer.model.save(scratch)
         for name in ("normaliser.json", "vocabularies.json", "tokenizer.json"):
             shutil.copyfile(prepared / name, scratch / name)

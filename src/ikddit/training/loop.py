@@ -7,17 +7,19 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from ikddit.atomic import write_text
 from ikddit.console import progress
 from ikddit.diffusion.edm import draw_sigma
 from ikddit.diffusion.model import OverlayModel
-from ikddit.embedding.encoders import ConditionTokens
+from ikddit.embedding.conditions import gather_conditions
+from ikddit.embedding.encoders import ConditionTokens, UnifiedEmbedding
 from ikddit.errors import TrainingError
 from ikddit.networks.blocks import Block
 from ikddit.networks.discriminator import make_discriminator
@@ -28,7 +30,11 @@ from ikddit.training.distributed import ALONE, Workers
 from ikddit.training.ema import power_decay, update_average
 from ikddit.training.objective import TrainingBatch, compute_terms
 
+if TYPE_CHECKING:
+    from ikddit.dataset.arrow import PreparedSplit
+
 log = logging.getLogger("ikddit")
+SomeModule = TypeVar("SomeModule", bound=nn.Module)
 CURVE_EVERY = 10
 """Steps per row of the curves. Checkpoints fall on these steps too, so that a resumed run has whole rows."""
 CURVE_COLUMNS = (
@@ -43,7 +49,22 @@ class TrainingData:
 
     residual: Tensor
     valid: Tensor
-    condition: ConditionTokens
+    condition: "ConditionTokens | LearningConditions"
+    """Condition tokens of all wafers, or encoders that are trained and give those of the wafers asked for."""
+
+
+@dataclass(frozen=True)
+class LearningConditions:
+    """Condition tokens from encoders that learn with the student (`embed.contrastive: false`)."""
+
+    split: "PreparedSplit"
+    sigma_nm: float
+    embedding: UnifiedEmbedding
+    """The very one of the model that is trained."""
+
+    def __getitem__(self, index: Int[Tensor, " B"]) -> ConditionTokens:
+        conditions = gather_conditions(self.split, index.numpy(), self.sigma_nm)
+        return self.embedding(conditions.to(self.embedding.log_temperature.device))  # type: ignore[no-any-return]
 
 
 def learning_rate(step: int, params: Params) -> float:
@@ -111,11 +132,16 @@ def compile_blocks(*modules: nn.Module) -> None:
                 part.compile(dynamic=False)
 
 
+def frozen_copy(module: SomeModule) -> SomeModule:
+    """A copy that gets no gradient."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
 class Trainer:
     """Holds what changes while training; `run` brings it to the last step and returns the curves.
 
     Args:
-        model: its student is trained in place; the rest stays as it is.
+        model: its student is trained in place, and its encoders if nothing has trained them yet; the rest stays.
         params: `train` and the weights of the losses.
         device: where this process computes.
         workers: the processes that train together; `train.batch` is the batch of all of them.
@@ -132,12 +158,17 @@ class Trainer:
         self.params, self.device, self.model, self.workers = params, device, model.to(device), workers
         self.student = model.student
         workers.share_weights(model)
-        self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
-        self.average = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher = frozen_copy(self.student.encoder)
+        self.average = frozen_copy(self.student)
+        self.encoders = None if model.config.embedding.contrastive else model.embedding.train()
+        self.average_encoders = None if self.encoders is None else frozen_copy(self.encoders)
+        self.trained: nn.Module = (
+            self.student if self.encoders is None else nn.ModuleList([self.student, self.encoders])
+        )
         width, context = self.student.encoder.size.width, model.config.embedding.dim
         made = make_discriminator(params.train.discriminator, width, context)
         self.discriminator = None if made is None else made.to(device)
-        self.optimiser = self._adamw(self.student, params.train.learning_rate, 0.01)
+        self.optimiser = self._adamw(self.trained, params.train.learning_rate, 0.01)
         self.opponent = None if made is None else self._adamw(made, params.train.learning_rate, 0.0)
         if self.discriminator is not None:
             workers.share_weights(self.discriminator)
@@ -145,6 +176,7 @@ class Trainer:
             compile_blocks(self.student, self.teacher)
         self.step = 0
         self.saved: int | None = None
+        self.resumed = False
         self.rows: list[list[float]] = []
 
     def _adamw(self, module: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
@@ -160,6 +192,8 @@ class Trainer:
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "average": self.average.state_dict(),
+            "encoders": self.encoders.state_dict() if self.encoders else None,
+            "average_encoders": self.average_encoders.state_dict() if self.average_encoders else None,
             "optimiser": self.optimiser.state_dict(),
             "discriminator": self.discriminator.state_dict() if self.discriminator else None,
             "opponent": self.opponent.state_dict() if self.opponent else None,
@@ -175,6 +209,9 @@ class Trainer:
             self.student.load_state_dict(state["student"])
             self.teacher.load_state_dict(state["teacher"])
             self.average.load_state_dict(state["average"])
+            if self.encoders is not None and self.average_encoders is not None:
+                self.encoders.load_state_dict(state["encoders"])
+                self.average_encoders.load_state_dict(state["average_encoders"])
             self.optimiser.load_state_dict(state["optimiser"])
             if self.discriminator is not None and self.opponent is not None:
                 self.discriminator.load_state_dict(state["discriminator"])
@@ -209,17 +246,21 @@ class Trainer:
                 self.student, self.teacher, self.discriminator, self.model.precondition, batch
             )
         loss = terms.total(params.lambda1, params.lambda2)
-        norm = self._descend(self.optimiser, self.student, share * loss, rate, clip=True)
+        norm = self._descend(self.optimiser, self.trained, share * loss, rate, clip=True)
         if self.discriminator is not None and self.opponent is not None:
             self._descend(self.opponent, self.discriminator, share * terms.discriminator, rate)
             self.discriminator.after_step()
             self.workers.mean_buffers(self.discriminator, share)
         self.step += 1
         update_average(self.teacher, self.student.encoder, params.train.teacher_decay)
-        update_average(self.average, self.student, power_decay(self.step, params.train.ema_gamma))
+        decay = power_decay(self.step, params.train.ema_gamma)
+        update_average(self.average, self.student, decay)
+        if self.encoders is not None and self.average_encoders is not None:
+            update_average(self.average_encoders, self.encoders, decay)
         gates = [
             b.cross.gate.detach().tanh().abs().mean() for b in self.student.encoder.deep_blocks if b.cross
         ]
+        opened = torch.stack(gates) if gates else norm.new_zeros(1)
         return {
             "step": self.step,
             "loss": loss.detach(),
@@ -230,8 +271,8 @@ class Trainer:
             "discriminator_accuracy": terms.accuracy,
             "alignment_cosine": terms.alignment,
             "alignment_cka": terms.cka,
-            "gate": torch.stack(gates).mean(),
-            "gate_max": torch.stack(gates).max(),
+            "gate": opened.mean(),
+            "gate_max": opened.max(),
             "grad_norm": norm,
             "learning_rate": rate,
         }
@@ -281,6 +322,7 @@ class Trainer:
         state = checkpoint.load() if checkpoint else None
         if state is not None:
             self.restore(state)
+            self.resumed = True
             log.info("resuming at step %d of %d", self.step, self.params.train.steps)
         self.workers.agree(self.step, "the step to start from", self.device)
         share = self.workers.share(min(self.params.train.batch, len(data.residual)))

@@ -90,7 +90,8 @@ def compute_terms(
     position = encoder.position.expand(len(fake), -1, -1)
     if batch.visible is not None:
         real, position = gather_tokens(real, batch.visible), gather_tokens(position, batch.visible)
-    context = TokenContext(position, c_noise, batch.condition.pooled)
+    # the discriminator judges tokens; encoders that learn (embed.contrastive: false) learn from the student alone
+    context = TokenContext(position, c_noise, batch.condition.pooled.detach())
     judged = discriminator.judge(real, fake, context)
     return Terms(
         dsm,
