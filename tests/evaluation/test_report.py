@@ -86,7 +86,7 @@ class Page(HTMLParser):
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which every stage before `report` has run on three wafers."""
     tmp_path = tmp_path_factory.mktemp("checkout")
-    for folder in ("reports/evaluation", "reports/train", "data/generated", "data/prepared"):
+    for folder in ("reports/evaluation", "reports/train", "data/evaluation", "data/prepared"):
         (tmp_path / folder).mkdir(parents=True)
     files = {
         "reports/evaluation/metrics.json": METRICS,
@@ -115,7 +115,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     measured = split.map.astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 0.5, measured.shape).astype(np.float32)
     np.savez(
-        tmp_path / "data/generated/showcase.npz",
+        tmp_path / "data/evaluation/showcase.npz",
         barcodes=np.array(split.barcode),
         mean=measured + noise,
         sigma=np.abs(noise),
@@ -127,7 +127,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wafers = {"barcode": split.barcode, "scanner_id": ["LITH01"] * 3, "chuck_id": ["CHK1", "CHK2", "CHK1"]}
     figures = {name: [4.0, 5.0, 6.0] for name in ("m3s_x_nm", "m3s_y_nm", "pred_m3s_x_nm", "pred_m3s_y_nm")}
     table = pa.table({**wafers, "rmse_nm": [0.6, 0.7, 0.8], **figures})
-    pq.write_table(table, tmp_path / "data/generated/wafers.parquet")
+    pq.write_table(table, tmp_path / "data/evaluation/wafers.parquet")
     return tmp_path
 
 
@@ -141,7 +141,7 @@ def page(full: Path) -> str:
 def checkout(full: Path, tmp_path: Path) -> Path:
     """A copy to spoil, without the pictures, which take their time."""
     shutil.copytree(full, tmp_path / "copy")
-    (tmp_path / "copy/data/generated/showcase.npz").unlink()
+    (tmp_path / "copy/data/evaluation/showcase.npz").unlink()
     return tmp_path / "copy"
 
 
@@ -232,7 +232,7 @@ def test_what_is_missing_is_said_and_not_made_up(checkout: Path) -> None:
     for name in (
         "reports/timing.json",
         "reports/train/curves.csv",
-        "data/generated/wafers.parquet",
+        "data/evaluation/wafers.parquet",
         "data/prepared/dataset.json",
     ):
         (checkout / name).unlink()

@@ -13,8 +13,8 @@ import numpy as np
 from ikddit import atomic
 from ikddit.errors import InputError
 
-_SAMPLES = "data/generated/showcase.npz"
-_TABLE = "data/generated/wafers.parquet"
+_SAMPLES = "data/evaluation/showcase.npz"
+_TABLE = "data/evaluation/wafers.parquet"
 
 
 @dataclass
