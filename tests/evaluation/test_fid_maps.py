@@ -94,3 +94,7 @@ def test_wafers_without_a_measurement_are_no_part_of_the_measured_maps():
     found = measured_maps(make_split(3, map=maps, valid=masks), "test")
     assert (np.asarray(found.maps) == maps[[0, 2]]).all()
     assert len(found) == 2
+
+
+def test_a_split_without_wafers_has_no_maps():
+    assert len(measured_maps(make_split(0), "test_unseen")) == 0

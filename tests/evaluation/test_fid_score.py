@@ -91,6 +91,13 @@ def test_without_weights_the_other_figures_stand_and_the_reason_is_given(figures
     assert {"kid_embedding", "precision_embedding", "recall_embedding"} <= set(figures)
 
 
+def test_settings_say_how_many_maps_were_really_compared(reference):
+    wide = PARAMS.model_copy(update={"manifold_maps": 5000, "kid_subset_size": 1000})
+    found = score(GENERATED, reference, extractors(), wide, seed=3)["settings"]
+    assert (found["manifold_maps"], found["kid_subset_size"], found["seed"]) == (30, 30, 3)
+    assert found["bootstrap_replicates"]["embedding"] == 4
+
+
 def test_reference_holds_the_floor_between_measured_maps(figures):
     floor = figures["reference"]
     assert (floor["n"], floor["test"]["n"], floor["halves"]["n"]) == (80, 30, 40)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from ikddit.evaluation.scores import frechet_from_moments
+from ikddit.evaluation.scores import covariance_root, frechet_from_root
 
 Vectors = Float[np.ndarray, "n d"]
 Moments = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
@@ -35,12 +35,11 @@ def bootstrap_sd(
     """
     rng = np.random.default_rng(seed)
     wafers = int(wafer.max()) + 1
-    values = [
-        frechet_from_moments(*weighted_gaussian(features, drawn[wafer]), *reference)
-        for drawn in (
-            np.bincount(rng.integers(wafers, size=wafers), minlength=wafers) for _ in range(replicates)
-        )
-    ]
+    root = covariance_root(reference[1])
+    values = []
+    for _ in range(replicates):
+        drawn = np.bincount(rng.integers(wafers, size=wafers), minlength=wafers)
+        values.append(frechet_from_root(*reference, root, *weighted_gaussian(features, drawn[wafer])))
     return float(np.std(values, ddof=1))
 
 

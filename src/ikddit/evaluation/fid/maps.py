@@ -46,7 +46,7 @@ class MapSet:
 
 def measured_maps(split: PreparedSplit, name: str) -> MapSet:
     """The measured maps of a split; wafers without a single valid mark (no target) are left out."""
-    found = np.flatnonzero(split.valid.reshape(len(split), -1).any(axis=1))
+    found = np.flatnonzero(split.valid.any(axis=(1, 2)))
     if len(found) == len(split):
         return MapSet(name, split.map, split.valid, found)
     return MapSet(name, split.map[found], split.valid[found], np.arange(len(found)))

@@ -87,9 +87,9 @@ def build_reference(
         seed: of the halves and subsets.
     """
     by_part = {part.name: features_of(part, extractors.each) for part in parts}
-    spaces = {space for features in by_part.values() for space in features}
+    spaces = list(by_part[parts[0].name])
     features, broken = finite_only(
-        {space: np.concatenate([part[space] for part in by_part.values()]) for space in sorted(spaces)}
+        {space: np.concatenate([part[space] for part in by_part.values()]) for space in spaces}
     )
     total = sum(len(part) for part in parts)
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ from ikddit.evaluation.fid.reference import (
     pair_figures,
     score_figures,
 )
-from ikddit.evaluation.fid.spaces import features_of
+from ikddit.evaluation.fid.spaces import EMBEDDING, features_of
 from ikddit.evaluation.fid.weights import NoWeights, Weights, find_weights
 from ikddit.params import FidParams
 
@@ -107,9 +107,8 @@ def score(
     else:
         for name, reason in _by_figure(missing).items():
             log.warning("%s not computed: %s", name, reason)
-    facts = dict(reference.facts)
-    facts.pop("missing")
-    facts.pop("weights")
+    facts = {name: value for name, value in reference.facts.items() if name not in ("missing", "weights")}
+    in_subset = len(reference.subset[EMBEDDING])
     return {
         group_name(len(generated)): group,
         **apart,
@@ -118,8 +117,9 @@ def score(
         "settings": {
             "seed": seed,
             "device": pick_device(params.device).type,
-            **params.model_dump(include={"dims", "dtype", "manifold_maps", "neighbours"}),
-            **params.model_dump(include={"kid_subsets", "kid_subset_size"}),
+            **params.model_dump(include={"dims", "dtype", "neighbours", "kid_subsets"}),
+            "kid_subset_size": min(params.kid_subset_size, len(generated), in_subset),
+            "manifold_maps": min(params.manifold_maps, len(generated), in_subset),
             "bootstrap_replicates": drawn,
         },
     }
