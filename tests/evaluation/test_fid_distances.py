@@ -31,7 +31,7 @@ def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("n", "d"), [(200, 5), (300, 64), (40, 64)])
+@pytest.mark.parametrize(("n", "d"), [(300, 64), (40, 64)])
 def test_frechet_distance_is_that_of_pytorch_fid(n, d):
     make_torchvision_importable()
     from pytorch_fid.fid_score import calculate_frechet_distance

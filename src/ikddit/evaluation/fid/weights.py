@@ -137,5 +137,5 @@ def _download(url: str, path: Path, timeout_s: float, configured: bool) -> str:
             raise ModelError(f"fid.weights: {url}: {error}; correct the address") from None
         return str(error)
     except OSError as error:
-        return str(error)
+        return str(getattr(error, "reason", error))
     return ""
