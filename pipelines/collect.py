@@ -21,9 +21,15 @@ METRICS = "reports/evaluation/metrics.json"
 TRAINING = "reports/train/summary.json"
 TRAINING_SHOWN = ("seconds", "cpu_seconds", "student_parameters")
 """What a row has of the training, as `train.<name>`."""
+DISTANCES = "reports/evaluation/fid.json"
+"""Its figures join the row where the revision has it; the floor and settings, which no student moves, do not."""
 SHOWN = (
     "rmse_nm", "ensemble_rmse_nm", "mean_only_rmse_nm", "ome_1p5", "m3s_error_nm", "crps_nm", "coverage_90",
     "m3s_coverage_90", "spread_skill", "shuffled_rmse_ratio", "frechet_embedding",
+    "fid15k.embedding", "fid15k.overlay10_nm2", "fid15k.overlay_k_nm2",
+    "fid15k.inception_64", "fid15k.inception_192", "fid15k.inception_768", "fid15k.inception_2048", "sfid",
+    "inception_score", "kid_embedding", "precision_embedding", "recall_embedding", "density_embedding",
+    "coverage_embedding",
 )  # fmt: skip
 """Metrics whose mean and standard deviation are printed."""
 
@@ -55,7 +61,19 @@ def row_of(revision: str, params: Sequence[str], root: Path) -> dict[str, Any]:
     numbers = {k: v for k, v in flatten(metrics).items() if not k.startswith("baselines.")}
     training = dvc.api.metrics_show(TRAINING, repo=str(root), rev=revision)
     numbers |= {f"train.{name}": training[name] for name in TRAINING_SHOWN if name in training}
+    numbers |= distances_of(revision, root)
     return {"run": revision} | {name: settings[name] for name in params} | numbers
+
+
+def distances_of(revision: str, root: Path) -> dict[str, Any]:
+    """Figures of fid.json of one revision, by dotted name; none where it has no such file."""
+    import dvc.api
+
+    try:
+        found = flatten(dvc.api.metrics_show(DISTANCES, repo=str(root), rev=revision))
+    except FileNotFoundError:
+        return {}
+    return {k: v for k, v in found.items() if not k.startswith(("reference.", "weights.", "settings."))}
 
 
 def mean_and_sd(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float] | None:

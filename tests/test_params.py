@@ -31,6 +31,8 @@ def test_params_yaml_holds_the_documented_defaults():
         ({"train": {"discriminator": "gan"}}, r"train\.discriminator: "),
         ({"ingest": {"marks": {"unit": "mm"}}}, r"ingest\.marks\.unit: "),
         ({"validate": {"max_abs_nm": 0}}, r"validate\.max_abs_nm: "),
+        ({"fid": {"dims": [64, 100]}}, r"fid\.dims\.1: "),
+        ({"fid": {"dims": []}}, r"fid\.dims: "),
     ],
 )
 def test_what_does_not_fit_is_named(values, named):

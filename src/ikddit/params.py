@@ -224,6 +224,32 @@ class EvaluateParams(Section):
     serving: ServingParams = ServingParams()
 
 
+class FidParams(Section):
+    """Distances between measured and generated maps (stages `fid_reference`, `fid`)."""
+
+    weights: str = Field("auto", min_length=1)
+    """Of the Inception network: `auto` (pytorch-fid's own file, downloaded once), `none`, a path or a URL."""
+    dims: list[Literal[64, 192, 768, 2048]] = Field([64, 192, 768, 2048], min_length=1)
+    """Depths of the network; one pass gives them all."""
+    batch: int = Field(50, ge=1)
+    """Images at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is about twice as fast on a CPU that has it, and no longer equal to pytorch-fid to 1e-4."""
+    timeout_s: float = Field(5.0, gt=0.0)
+    """Longest silence of the network when weights are downloaded."""
+    scale_nm: float | None = Field(None, gt=0.0)
+    """Range of the rendering to 8-bit RGB; null: the PNG scale of the data set, or six sd where it has none."""
+    bootstrap: int = Field(100, ge=0)
+    """Replicates of the interval; a fifth of them in spaces wider than 256, none below 2."""
+    manifold_maps: int = Field(5000, ge=10)
+    """Maps of each side for precision, recall, density and coverage (cost grows with the square)."""
+    neighbours: int = Field(5, ge=1)
+    """k of the manifolds."""
+    kid_subsets: int = Field(100, ge=1)
+    kid_subset_size: int = Field(1000, ge=2)
+
+
 class TimingParams(Section):
     """Speed of inference (stage `timing`)."""
 
@@ -263,6 +289,7 @@ class Params(Section):
     embed: EmbedParams = EmbedParams()
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
+    fid: FidParams = FidParams()
     timing: TimingParams = TimingParams()
     register_: RegisterParams = Field(RegisterParams(), alias="register")
 

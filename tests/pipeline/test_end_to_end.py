@@ -137,6 +137,9 @@ def test_runs_are_collected_side_by_side(checkout: Path, clean_env: Env) -> None
     assert [(row["run"], row["mask_ratio"]) for row in rows] == [("HEAD", "0.5"), ("queued", "0.7")]
     assert float(rows[0]["rmse_nm"]) == metrics["rmse_nm"]
     assert float(rows[0]["masked.speedup"]) == metrics["masked"]["speedup"]
+    distances = json.loads((checkout / "reports" / "evaluation" / "fid.json").read_text())
+    assert float(rows[0]["fid.embedding"]) == distances["fid"]["embedding"]
+    assert "settings.seed" not in rows[0]
     mean = (float(rows[0]["crps_nm"]) + float(rows[1]["crps_nm"])) / 2
     assert f"crps_nm                {mean:.4f}" in said
     table.unlink()

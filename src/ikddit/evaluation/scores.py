@@ -191,9 +191,29 @@ def frechet_from_moments(
     The trace of the root is the sum of the root eigenvalues of A^(1/2) B A^(1/2), which is symmetric:
     no complex part to throw away, and singular covariances (fewer vectors than dimensions) are fine.
     """
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov_b @ root)
+    return frechet_from_root(mean_a, cov_a, covariance_root(cov_a), mean_b, cov_b)
+
+
+def covariance_root(cov: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """Symmetric root of a covariance; singular ones are fine.
+
+    >>> covariance_root(np.diag([4.0, 9.0])).tolist()
+    [[2.0, 0.0], [0.0, 3.0]]
+    """
+    values, vectors = np.linalg.eigh(cov)
+    root: np.ndarray = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    return root
+
+
+def frechet_from_root(
+    mean_a: Float[np.ndarray, " d"],
+    cov_a: Float[np.ndarray, "d d"],
+    root_a: Float[np.ndarray, "d d"],
+    mean_b: Float[np.ndarray, " d"],
+    cov_b: Float[np.ndarray, "d d"],
+) -> float:
+    """As `frechet_from_moments`, with the root of one side at hand: many sets against one reference."""
+    product = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
     trace = np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(np.clip(product, 0.0, None)).sum()
     return float(((mean_a - mean_b) ** 2).sum() + trace)
 

@@ -21,6 +21,7 @@ METRICS = Path("reports/evaluation/metrics.json")
 CURVES = Path("reports/train/curves.csv")
 DATASET = Path("data/prepared/dataset.json")
 OTHER_METRICS = {
+    "fid": Path("reports/evaluation/fid.json"),
     "timing": Path("reports/timing.json"),
     "train": Path("reports/train/summary.json"),
     "embedding": Path("reports/embedding.json"),
@@ -34,7 +35,7 @@ LARGEST_ARTIFACT = 32 * 2**20
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 TIMES = ("masked.speedup",)
 """Metrics that are measured times."""
-NOT_OF_THE_MODEL = ("register", "timing")
+NOT_OF_THE_MODEL = ("register", "timing", "fid")
 """Sections of params.yaml that change neither the model nor its metrics."""
 
 
