@@ -132,7 +132,7 @@ def test_versions_that_cannot_be_served_are_neither_promoted_nor_rolled_back_to(
 
 
 def test_without_the_model_there_is_nothing_to_move(store: Store) -> None:
-    with pytest.raises(RegistryError, match="no model `ikddit` in sqlite:///mlflow.db; run `make repro`"):
+    with pytest.raises(RegistryError, match=r"no model `ikddit` in sqlite:///mlflow\.db; run `make repro`"):
         promote(1, "first", store=store)
     assert (history(store=store), champion_version(store=store)) == ([], None)
 

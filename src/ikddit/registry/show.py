@@ -112,16 +112,25 @@ def serve_ui(store: Store, experiment: str, host: str, port: int) -> NoReturn:
     Raises:
         RegistryError: the store is a server, or the port is taken.
     """
+    command, environment = ui_command(store, host, port)
+    check_port(host, port)
+    if store.database is not None and not store.database.exists():
+        open_store(store, experiment)
+    print(f"MLflow UI: http://{host}:{port}  (stop with Ctrl-C)", file=sys.stderr, flush=True)
+    os.execve(command[0], command, os.environ | environment)
+
+
+def check_port(host: str, port: int) -> None:
+    """Say before a server starts that it could not listen.
+
+    Raises:
+        RegistryError: the port is taken, or the address is not this machine's.
+    """
     import socket
 
-    command, environment = ui_command(store, host, port)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise RegistryError(f"{host}:{port}: {error.strerror}; choose another with --port") from None
-    if store.database is not None and not store.database.exists():
-        open_store(store, experiment)
-    print(f"MLflow UI: http://{host}:{port}  (stop with Ctrl-C)", file=sys.stderr, flush=True)
-    os.execve(command[0], command, os.environ | environment)

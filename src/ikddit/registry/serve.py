@@ -1,0 +1,72 @@
+"""`ikddit serve`: MLflow's scoring server on a registered version, on loopback, with the store's address set."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from ikddit.errors import RegistryError
+from ikddit.registry.store import Store, open_store
+
+
+def serve_command(model: str, host: str, port: int) -> list[str]:
+    """The command anybody could give: one worker, since each holds the model and its threads.
+
+    >>> " ".join(serve_command("models:/ikddit@champion", "127.0.0.1", 5001)[1:6])
+    '-m mlflow models serve -m'
+    """
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    return [*command, "--host", host, "--port", str(port), "--workers", "1"]
+
+
+def serve_environment(store: Store, threads: int) -> dict[str, str]:
+    """What the server needs to be told: the store, this Python's programs, its threads, and to stay quiet."""
+    return {
+        "MLFLOW_TRACKING_URI": store.uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_NUM_THREADS": str(threads),
+        # MLflow starts `uvicorn` by name
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def serve(store: Store, model: str, experiment: str, host: str, port: int, threads: int) -> NoReturn:
+    """Replace this process by the server.
+
+    Args:
+        store: that holds the model.
+        model: registry address, for example `models:/ikddit@champion`.
+        experiment: MLflow experiment of the store.
+        host: to listen on.
+        port: to listen on.
+        threads: of torch.
+
+    Raises:
+        RegistryError: no such version, or the port is taken.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from ikddit.registry.show import check_port
+
+    check_port(host, port)
+    client, _ = open_store(store, experiment)
+    name, _, version = model.removeprefix("models:/").replace("@", "/@").partition("/")
+    try:
+        found = (
+            client.get_model_version_by_alias(name, version.removeprefix("@"))
+            if version.startswith("@")
+            else client.get_model_version(name, version)
+        )
+    except MlflowException:
+        raise RegistryError(
+            f"{model}: not in {store.public_uri}; `ikddit models` lists what is, `make repro` registers one"
+        ) from None
+    print(
+        f"{name} version {found.version}: http://{host}:{port}/invocations  (stop with Ctrl-C)",
+        file=sys.stderr,
+        flush=True,
+    )
+    os.execve(
+        sys.executable, serve_command(model, host, port), os.environ | serve_environment(store, threads)
+    )
