@@ -127,7 +127,7 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the forecast.")] = 1,
 ) -> None:
-    """Answer requests over HTTP with `mlflow models serve`; docs/serving.md has an example."""
+    """Answer requests over HTTP (MLflow's scoring server); docs/serving.md has an example."""
     from ikddit.params import load_params
     from ikddit.registry.serve import serve
     from ikddit.registry.store import locate_store

@@ -100,7 +100,7 @@ def check_request(frame: "pd.DataFrame", channels: int, params: dict[str, Any]) 
     for row, barcode in enumerate(frame["barcode"]):
         wafer = f"wafer {row} ({barcode})"
         if not isinstance(barcode, str) or not barcode.strip():
-            raise InputError(wafer, "barcode", "is empty", "give every wafer a barcode")
+            raise InputError(wafer, "barcode", "is not a text", "give every wafer one, in dataframe_records")
         for name, size in sizes.items():
             if name in frame:
                 _check_numbers(wafer, name, frame[name].iloc[row], size)

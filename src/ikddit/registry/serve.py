@@ -1,4 +1,4 @@
-"""`ikddit serve`: MLflow's scoring server on a registered version, on loopback, with the store's address set."""
+"""`ikddit serve`: MLflow's scoring server on a registered version, on loopback, behind `ikddit.registry.door`."""
 
 import os
 import sys
@@ -10,23 +10,20 @@ from ikddit.registry.store import Store, open_store
 
 
 def serve_command(model: str, host: str, port: int) -> list[str]:
-    """The command anybody could give: one worker, since each holds the model and its threads.
+    """The command that serves; `-P` keeps the modules beside the file from being imported by their bare names.
 
-    >>> " ".join(serve_command("models:/ikddit@champion", "127.0.0.1", 5001)[1:6])
-    '-m mlflow models serve -m'
+    >>> serve_command("models:/ikddit@champion", "127.0.0.1", 5001)[3:]
+    ['models:/ikddit@champion', '127.0.0.1', '5001']
     """
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
-    return [*command, "--host", host, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-P", str(Path(__file__).with_name("door.py")), model, host, str(port)]
 
 
 def serve_environment(store: Store, threads: int) -> dict[str, str]:
-    """What the server needs to be told: the store, this Python's programs, its threads, and to stay quiet."""
+    """What the server needs to be told: the store, its threads, and to stay quiet."""
     return {
         "MLFLOW_TRACKING_URI": store.uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_NUM_THREADS": str(threads),
-        # MLflow starts `uvicorn` by name
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
