@@ -27,8 +27,6 @@ MAX_EVALUATIONS = 64_000
 """Wafers x samples x steps of one request: 100 wafers of 32 samples in 20 steps."""
 LARGEST_NM = 1000.0
 """A previous map beyond this is not in nm."""
-WAIT_S = 30.0
-"""A request waits this long for its turn, then the server is busy; MLflow itself gives up after 60 s."""
 
 
 def answer(
@@ -63,11 +61,15 @@ class BusyError(Exception):
 
 
 def _in_turn(future: "Future[pd.DataFrame]") -> "pd.DataFrame":
+    from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
+
+    # MLflow gives up on a request after that time, but what has begun goes on: leave half for the forecast.
+    wait_s = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get() / 2
     try:
-        return future.result(WAIT_S)
+        return future.result(wait_s)
     except TimeoutError:
         if future.cancel():  # it had not begun
-            raise BusyError(f"no turn within {WAIT_S:g} s; try again later, with fewer wafers") from None
+            raise BusyError(f"no turn within {wait_s:g} s; try again later, with fewer wafers") from None
         return future.result()
 
 

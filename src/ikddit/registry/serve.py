@@ -8,6 +8,9 @@ from typing import NoReturn
 from ikddit.errors import RegistryError
 from ikddit.registry.store import Store, open_store
 
+TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
+"""Seconds; MLflow's own default of 60 is short for a lot of 25 wafers on a busy machine."""
+
 
 def serve_command(model: str, host: str, port: int) -> list[str]:
     """The command that serves; `-P` keeps the modules beside the file from being imported by their bare names.
@@ -25,6 +28,7 @@ def serve_environment(store: Store, threads: int) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_NUM_THREADS": str(threads),
         "PYTHONDONTWRITEBYTECODE": "1",
+        TIMEOUT: os.environ.get(TIMEOUT, "300"),
     }
 
 
