@@ -17,7 +17,7 @@ LOGS = ["dose", "heat"]
 
 
 def made_generator() -> Generator:
-    vocabularies = Vocabularies({name: ["A", "B"] for name in ID_FIELDS}, ["dose <num>"])
+    vocabularies = Vocabularies({name: ["A", "B"] for name in ID_FIELDS}, ["dose <num>", "dose <num> mJ"])
     sizes = tuple(vocabularies.id_sizes)
     embedding = EmbeddingConfig(16, sizes, len(LOGS), vocabularies.template_size, 2)
     config = ModelConfig(
