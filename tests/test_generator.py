@@ -8,41 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from ikddit.dataset.normaliser import Normaliser
-from ikddit.dataset.vocabulary import Vocabularies
-from ikddit.diffusion.model import ModelConfig, OverlayModel
-from ikddit.embedding.encoders import EmbeddingConfig
+from ikddit.diffusion.model import OverlayModel
 from ikddit.errors import InputError, ModelError
 from ikddit.forecast import ForecastFiles, Written
 from ikddit.generator import Generator
-from ikddit.mpom.schema import ID_FIELDS
-from ikddit.networks.mean import MeanConfig
-
-LOGS = ["dose", "heat"]
+from made_generator import made_generator
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    vocabularies = Vocabularies({name: ["A", "B"] for name in ID_FIELDS}, ["dose <num>"])
-    sizes = tuple(vocabularies.id_sizes)
-    embedding = EmbeddingConfig(16, sizes, len(LOGS), vocabularies.template_size, 2)
-    config = ModelConfig(
-        model="T/8",
-        embedding=embedding,
-        mean=MeanConfig("none", sizes, len(LOGS), vocabularies.template_size, 5, 5, 0, (), 4.6875),
-        sigma_nm=2.0,
-        sigma_data=0.4,
-        modes=0,
-        sigma_min=0.02,
-        sigma_max=20.0,
-        mask_ratio=0.5,
-        max_lines=3,
-        precision="fp32",
-    )
-    torch.manual_seed(0)
-    zeros, ones = np.zeros(2, np.float32), np.ones(2, np.float32)
-    normaliser = Normaliser(LOGS, zeros, ones, 2.0, np.zeros((2, 64, 64), np.float32))
-    return Generator(OverlayModel(config).eval(), normaliser, vocabularies)
+    return made_generator()
 
 
 def made_frame(codes: list[str]) -> pd.DataFrame:
@@ -178,12 +153,12 @@ def test_generate_command_hands_the_sampling_options_over(monkeypatch):
 
     asked = {}
 
-    class Spy:
-        def write_forecast(self, *arguments, **options):
-            asked.update(options, arguments=arguments)
-            return Written(wafers=3, samples=12, plots=2, plots_skipped=1)
+    def spy(generator, *arguments, **options):
+        asked.update(options, arguments=arguments)
+        return Written(wafers=3, samples=12, plots=2, plots_skipped=1)
 
-    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, path: Spy()))
+    monkeypatch.setattr("ikddit.batch.write_forecast", spy)
+    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, path: cls))
     command = ["generate", "records", "--n", "4", "--guidance", "1.5", "--guidance-kind", "path_drop"]
     command += ["--samples", "s.parquet", "--plots", "pictures", "--plot-wafers", "2", "--plot-scale-nm", "4"]
     result = CliRunner().invoke(app, [*command, "--inference", "masked", "--sampler", "heun"])

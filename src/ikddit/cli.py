@@ -75,6 +75,68 @@ def models(
         typer.echo(f"no version of `{name or settings.model_name}` yet: run `make repro`")
 
 
+@app.command("promote")
+def promote_command(
+    version: Annotated[int, typer.Argument(help="Version to make champion; `ikddit models` lists them.")],
+    reason: Annotated[str, typer.Option(help="Why; it stays in the history.")],
+    force: Annotated[bool, typer.Option(help="Promote although the gate says no; this is recorded.")] = False,
+    name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
+) -> None:
+    """Make a version champion, if the promotion gate agrees: serving reads it from its next start."""
+    from ikddit.params import load_params
+    from ikddit.registry.promotion import promote
+    from ikddit.registry.show import move_lines
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    name = name or settings.model_name
+    move = promote(
+        version,
+        reason,
+        name=name,
+        experiment=settings.experiment,
+        store=store,
+        limits=settings.promotion,
+        force=force,
+    )
+    typer.echo(move_lines(name, move))
+
+
+@app.command("rollback")
+def rollback_command(
+    reason: Annotated[str, typer.Option(help="Why; it stays in the history.")],
+    name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
+) -> None:
+    """Give `champion` back to the champion before; again, to the one before that."""
+    from ikddit.params import load_params
+    from ikddit.registry.promotion import rollback
+    from ikddit.registry.show import move_lines
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    name = name or settings.model_name
+    typer.echo(move_lines(name, rollback(reason, name=name, experiment=settings.experiment, store=store)))
+
+
+@app.command("serve")
+def serve_command(
+    model: Annotated[str | None, typer.Option(help="Registry address; default the champion.")] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5001,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the forecast.")] = 1,
+) -> None:
+    """Answer requests over HTTP (MLflow's scoring server); docs/serving.md has an example."""
+    from ikddit.params import load_params
+    from ikddit.registry.serve import serve
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    serve(store, model or f"models:/{settings.model_name}@champion", settings.experiment, host, port, threads)
+
+
 @app.command("run")
 def run(
     force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,
@@ -132,7 +194,10 @@ def validate(
 @app.command("generate")
 def generate(
     records: Annotated[
-        str, typer.Argument(help="Folder of record Parquet files, as `ikddit ingest` writes.")
+        str,
+        typer.Argument(
+            help="Folder of record Parquet files, as `ikddit ingest` writes, or of prepared splits."
+        ),
     ],
     out: Annotated[str, typer.Option(help="Parquet file to write.")] = "forecast.parquet",
     model: Annotated[str, typer.Option(help="Model folder or registry address.")] = "models/student",
@@ -157,7 +222,11 @@ def generate(
         float, typer.Option(help="Colours from -this to this, nm; sigma from 0 to a quarter of it.")
     ] = 6.0,
 ) -> None:
-    """Forecast overlay maps: mean, sigma, M3S with its 90 % interval, out-of-spec probability."""
+    """Forecast overlay maps: mean, sigma, M3S with its 90 % interval, out-of-spec probability.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    from ikddit.batch import write_forecast
     from ikddit.forecast import ForecastFiles
     from ikddit.generator import Generator
 
@@ -172,8 +241,10 @@ def generate(
         },
     )
     files = ForecastFiles(Path(out), samples, plots, plot_wafers, plot_scale_nm)
-    done = Generator.load(model).write_forecast(records, files, n, steps, seed, limit_nm, **options)
+    done = write_forecast(Generator.load(model), records, files, n, steps, seed, limit_nm, **options)
     typer.echo(f"{done.wafers} wafers -> {out}")
+    if done.resumed:
+        typer.echo(f"{done.resumed} of them were forecast by an earlier run that did not end")
     if samples is not None:
         typer.echo(f"{done.samples} sample maps -> {samples}")
     if plots is not None:

@@ -66,6 +66,25 @@ def forecast_table(forecast: Forecast) -> pa.Table:
     return pa.table(columns | {"out_of_spec": forecast.out_of_spec})
 
 
+def forecast_of_table(table: pa.Table) -> Forecast:
+    """The forecast that `forecast_table` made this table of."""
+
+    def numbers(name: str) -> np.ndarray:
+        return table.column(name).to_numpy()
+
+    def maps(name: str) -> np.ndarray:
+        column: Any = table.column(name).combine_chunks()
+        flat: np.ndarray = column.flatten().to_numpy()
+        return flat.reshape(-1, 2, 64, 64)
+
+    def axes(kind: str) -> np.ndarray:
+        return np.stack([numbers(f"m3s_{name}{kind}_nm") for name in "xy"], axis=1)
+
+    barcode = [str(code) for code in table.column("barcode").to_pylist()]
+    intervals = axes(""), axes("_low"), axes("_high")
+    return Forecast(barcode, maps("mean"), maps("sigma"), *intervals, numbers("out_of_spec"))
+
+
 def samples_table(barcodes: list[str], maps: Float[np.ndarray, "W n 2 64 64"]) -> pa.Table:
     """Sample maps in nm as a table, one sample a row (`SAMPLES_SCHEMA`)."""
     n = maps.shape[1]
@@ -160,22 +179,30 @@ class ForecastFiles:
 
 @dataclass(frozen=True)
 class Written:
-    """What a run of `Generator.write_forecast` left behind."""
+    """What a run of `ikddit.batch.write_forecast` left behind."""
 
     wafers: int = 0
     samples: int = 0
     plots: int = 0
     plots_skipped: int = 0
     """Wafers beyond `plot_wafers`; 0 where no pictures were asked for."""
+    resumed: int = 0
+    """Wafers whose forecasts were taken over from a run that did not end."""
 
 
 class ForecastWriter:
     """Writes forecasts batch by batch; see `forecast_writer`."""
 
     def __init__(
-        self, files: ForecastFiles, usable: Shaped[np.ndarray, "64 64"], limit_nm: float, stack: ExitStack
+        self,
+        files: ForecastFiles,
+        usable: Shaped[np.ndarray, "64 64"],
+        limit_nm: float,
+        stack: ExitStack,
+        metadata: dict[bytes, bytes],
     ) -> None:
         self._files, self._usable, self._limit_nm, self._stack = files, usable, limit_nm, stack
+        self._metadata = metadata
         self._scratch = stack.enter_context(atomic_path(files.forecast))
         self._forecasts: pq.ParquetWriter | None = None
         self._samples: pq.ParquetWriter | None = None
@@ -187,6 +214,7 @@ class ForecastWriter:
     def _open(self, scratch: Path, schema: pa.Schema) -> "pq.ParquetWriter":
         import pyarrow.parquet as pq
 
+        schema = schema.with_metadata((schema.metadata or {}) | self._metadata)
         # closed by the stack before the file takes its name
         return self._stack.enter_context(pq.ParquetWriter(scratch, schema, compression="zstd"))
 
@@ -199,8 +227,13 @@ class ForecastWriter:
     def add_samples(self, barcodes: list[str], maps: Float[np.ndarray, "W n 2 64 64"]) -> None:
         """Write sample maps, where they are wanted."""
         if self._samples is not None:
-            self._samples.write_table(samples_table(barcodes, maps))
-            self._sampled += maps.shape[0] * maps.shape[1]
+            self.add_sample_table(samples_table(barcodes, maps))
+
+    def add_sample_table(self, table: pa.Table) -> None:
+        """Write sample maps that are a table already."""
+        if self._samples is not None:
+            self._samples.write_table(table)
+            self._sampled += table.num_rows
 
     def add(self, forecast: Forecast) -> None:
         """Write forecasts, and pictures of those within the limit."""
@@ -232,11 +265,16 @@ def plot_name(number: int, barcode: str) -> str:
 
 @contextmanager
 def forecast_writer(
-    files: ForecastFiles, usable: Shaped[np.ndarray, "64 64"], limit_nm: float
+    files: ForecastFiles,
+    usable: Shaped[np.ndarray, "64 64"],
+    limit_nm: float,
+    metadata: dict[bytes, bytes] | None = None,
 ) -> Iterator[ForecastWriter]:
     """Write forecasts as they come; Parquet files take their names at the end, all of it or nothing.
+
+    `metadata` stands in the schema of both Parquet files.
 
     A picture takes its name when it is whole.
     """
     with ExitStack() as stack:
-        yield ForecastWriter(files, usable, limit_nm, stack)
+        yield ForecastWriter(files, usable, limit_nm, stack, metadata or {})

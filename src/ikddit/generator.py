@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.encode import encode_records
 from ikddit.dataset.normaliser import Normaliser
@@ -24,7 +23,8 @@ from ikddit.diffusion.plan import RareOptions, SamplingOptions, SamplingPlan, dr
 from ikddit.diffusion.sampler import DDPM_STEPS
 from ikddit.embedding.conditions import gather_conditions
 from ikddit.errors import InputError, ModelError
-from ikddit.forecast import Forecast, ForecastFiles, Written, forecast_table, forecast_writer
+from ikddit.forecast import Forecast, forecast_table
+from ikddit.manifest import check_manifest, file_hashes, fingerprint
 from ikddit.overlay.kpi import m3s_interval_nm, samples_m3s_nm
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ POINT_PAIRS = 2
 class Generator:
     """A trained student with its normaliser and vocabularies."""
 
+    fingerprint: str = ""
+    """Names the files it was loaded from by their content; empty where it was not loaded from files."""
+
     def __init__(self, model: OverlayModel, normaliser: Normaliser, vocabularies: Vocabularies) -> None:
         self.model = model
         self.normaliser = normaliser
@@ -48,10 +51,14 @@ class Generator:
     def load(cls, path: Path | str, device: str = "cpu") -> "Generator":
         """Load a model folder or a registry address such as `models:/ikddit@champion`.
 
+        The files of a registered version are held to the hashes noted at its registration.
+
         Raises:
-            ModelError: the folder is incomplete or damaged, or the registry has no such version.
+            ModelError: the folder is incomplete, damaged or changed, or the registry has no such version.
         """
         folder = _from_registry(str(path)) if str(path).startswith("models:/") else Path(path)
+        hashes = file_hashes(folder)
+        check_manifest(folder, hashes)
         model = OverlayModel.load(folder, device)
         if model.codec is not None:
             raise ModelError(
@@ -62,7 +69,9 @@ class Generator:
             vocabularies = Vocabularies.load(folder / "vocabularies.json")
         except (OSError, InputError) as error:
             raise ModelError(f"{folder}: {error}; run `dvc repro train`, or check the path") from error
-        return cls(model, normaliser, vocabularies)
+        generator = cls(model, normaliser, vocabularies)
+        generator.fingerprint = fingerprint(hashes)
+        return generator
 
     @property
     def usable(self) -> np.ndarray:
@@ -271,48 +280,6 @@ class Generator:
         return forecast_table(
             self.predict(self._table(frame), n, steps, seed, limit_nm, **options)
         ).to_pandas()
-
-    def write_forecast(
-        self,
-        source: Path | str,
-        target: Path | str | ForecastFiles,
-        n: int = 16,
-        steps: int = 20,
-        seed: int = 0,
-        limit_nm: float = 8.0,
-        **options: Unpack[SamplingOptions],
-    ) -> Written:
-        """`predict` for a folder of record Parquet files, batch by batch, into one Parquet file.
-
-        Args:
-            target: that file, or all that is wanted (`ForecastFiles`): samples and pictures as well. Memory does
-                not grow with the number of wafers, whatever is wanted.
-
-        Returns:
-            Numbers of wafers, samples and pictures written.
-
-        Raises:
-            InputError: the folder holds no Parquet file or no wafer, or the target cannot be written.
-        """
-        import pyarrow.parquet as pq
-
-        source = Path(source)
-        files = target if isinstance(target, ForecastFiles) else ForecastFiles(Path(target))
-        files.check(source)
-        parts = sorted(source.glob("*.parquet"))
-        if not parts:
-            raise InputError(str(source), "folder", "holds no *.parquet", "run `ikddit ingest` first")
-        with forecast_writer(files, self.usable, limit_nm) as writer:
-            for part in progress(parts, "generate", unit="part"):
-                with pq.ParquetFile(part) as file:
-                    for batch in file.iter_batches(batch_size=64):
-                        table = pa.Table.from_batches([batch], schema=file.schema_arrow)
-                        writer.add(
-                            self.predict(table, n, steps, seed, limit_nm, writer.add_samples, **options)
-                        )
-            if writer.written.wafers == 0:
-                raise InputError(str(source), "folder", "its files hold no wafers", "check the ingest report")
-        return writer.written
 
     def _table(self, frame: "pd.DataFrame") -> pa.Table:
         return request_table(frame, self.normaliser.log_names)

@@ -260,6 +260,21 @@ class TimingParams(Section):
     """Of the DDPM that is run for one wafer; the figure's name says how many. 0 leaves it out."""
 
 
+class PromotionParams(Section):
+    """When a challenger may become champion (`ikddit.registry.gate`)."""
+
+    coverage_low: float = Field(0.85, ge=0.0, le=1.0)
+    """Smallest share of marks inside the 90 % interval."""
+    coverage_high: float = Field(0.95, ge=0.0, le=1.0)
+    """Largest one: wider intervals say too little."""
+    m3s_coverage_low: float = Field(0.8, ge=0.0, le=1.0)
+    """Smallest share of wafers whose mean + 3 sigma is inside its 90 % interval."""
+    min_gain_nm: float = Field(0.0, ge=0.0)
+    """The whole 95 % interval of champion minus challenger RMSE must lie above this."""
+    min_paired_wafers: int = Field(25, ge=2)
+    """Fewer wafers than these say nothing about which model is better."""
+
+
 class RegisterParams(Section):
     """MLflow registry (stage `register`)."""
 
@@ -270,6 +285,7 @@ class RegisterParams(Section):
     """False: only a run is logged; neither a version is made nor an alias moved (sweeps)."""
     sweep: str = ""
     """Name of the sweep this run belongs to, as the run's tag `sweep`; empty for none."""
+    promotion: PromotionParams = PromotionParams()
 
 
 class Params(Section):

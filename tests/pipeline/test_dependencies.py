@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 PLUMBING = {
     f"ikddit{name}"
-    for name in ("", ".errors", ".atomic", ".console", ".checkout", ".params", ".vision", ".cli")
+    for name in ("", ".errors", ".atomic", ".console", ".checkout", ".params", ".vision", ".manifest", ".cli")
 }
 """No stage depends on these: they hold no science, and params.yaml is tracked key by key."""
 

@@ -1,6 +1,7 @@
 """What the pipeline leaves behind, made by hand, with a stand-in for the generator."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,15 @@ class StandIn:
 
     def __init__(self, level_nm: float) -> None:
         self.level_nm = level_nm
+        self.normaliser = SimpleNamespace(log_names=CHANNELS)
 
     @classmethod
     def load(cls, folder: str | Path) -> "StandIn":
         return cls(float(load_file(Path(folder) / "model.safetensors")["level_nm"][0]))
 
-    def predict_frame(self, frame: pd.DataFrame, n: int = 16, steps: int = 20, seed: int = 0) -> pd.DataFrame:
+    def predict_frame(
+        self, frame: pd.DataFrame, n: int = 16, steps: int = 20, seed: int = 0, limit_nm: float = 8.0
+    ) -> pd.DataFrame:
         assert all(len(flat) == 2 * PIXELS for flat in frame["prev_map"])
         return pd.DataFrame({"barcode": frame["barcode"], "m3s_nm": self.level_nm, "n": n})
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ikddit.atomic import read_json, write_json
 from ikddit.errors import ModelError
+from ikddit.manifest import write_manifest
 from ikddit.mpom.schema import ID_FIELDS, PIXELS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ REQUIREMENTS = (
     "tokenizers",
 )
 """What serving needs besides Python; the `ikddit` package itself travels with the model."""
-PREDICT_DEFAULTS = {"n": 16, "steps": 20, "seed": 0}
+PREDICT_DEFAULTS: dict[str, int | float] = {"n": 16, "steps": 20, "seed": 0, "limit_nm": 8.0}
 """Parameters of `predict` and their defaults."""
 QUICK = {"n": 2, "steps": 2, "seed": 0}
 """Enough to see that a model answers; also the parameters of the input example, which MLflow tries out."""
@@ -66,7 +67,7 @@ def input_columns() -> list[tuple[str, str, bool]]:
 
 
 def signature(output: "pd.DataFrame") -> "ModelSignature":
-    """Build the signature: the columns above, the columns of a real output, and n, steps, seed as parameters.
+    """Build the signature: the columns above, the columns of a real output, and `PREDICT_DEFAULTS` as parameters.
 
     Arrays of numbers are `double` and `long`, not `float` and `integer`: that is what JSON lists become, and
     MLflow widens but never narrows.
@@ -83,7 +84,10 @@ def signature(output: "pd.DataFrame") -> "ModelSignature":
         inputs=Schema([column(*spec) for spec in input_columns()]),
         outputs=infer_signature(model_output=output).outputs,
         params=ParamSchema(
-            [ParamSpec(name, DataType.long, value) for name, value in PREDICT_DEFAULTS.items()]
+            [
+                ParamSpec(name, DataType.double if isinstance(value, float) else DataType.long, value)
+                for name, value in PREDICT_DEFAULTS.items()
+            ]
         ),
     )
 
@@ -172,24 +176,21 @@ def log_package(model_folder: Path, example: "pd.DataFrame", metadata: dict[str,
 
 @contextmanager
 def served_folder(model_folder: Path, served: str) -> Iterator[Path]:
-    """The model folder with the acceptance gate's decision in its config.json, so that it travels with the model.
+    """A copy of the model folder as it is served: with the acceptance gate's decision and the files' hashes.
 
     The train stage writes the folder before anybody knows whether masked inference is good enough; the
-    evaluate stage decides (`served` in metrics.json). A copy is made only where the config says otherwise.
+    evaluate stage decides (`served` in metrics.json), and config.json carries it to the server.
 
     Args:
         model_folder: as the train stage wrote it; it is not changed.
         served: `full` or `masked`.
     """
-    path = model_folder / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    if config.get("served", served) == served:
-        yield model_folder
-        return
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / model_folder.name
         shutil.copytree(model_folder, copy)
+        config = read_json(copy / "config.json") if (copy / "config.json").is_file() else {}
         write_json(copy / "config.json", config | {"served": served})
+        write_manifest(copy)
         yield copy
 
 

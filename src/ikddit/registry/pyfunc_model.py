@@ -1,5 +1,6 @@
 """The pyfunc as code (no pickle): MLflow runs this file when it loads a version, here or in a server."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlflow
@@ -15,6 +16,8 @@ class OverlayModel(PythonModel):  # type: ignore[misc, unused-ignore]
         from ikddit.generator import Generator
 
         self.generator = Generator.load(context.artifacts["model"])
+        # MLflow's server calls `predict` from many threads, and torch would start a team of workers for each.
+        self.worker = ThreadPoolExecutor(1, "forecast")
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -24,9 +27,14 @@ class OverlayModel(PythonModel):  # type: ignore[misc, unused-ignore]
         Args:
             context: unused; the model was loaded before.
             model_input: rows with the columns of the signature.
-            params: `n` samples, `steps` of the sampler, `seed`.
+            params: `n` samples, `steps` of the sampler, `seed`, `limit_nm` of the out-of-spec probability.
+
+        Raises:
+            MlflowException: with the status of the answer; see `ikddit.registry.answer`.
         """
-        return self.generator.predict_frame(model_input, **(params or {}))
+        from ikddit.registry.answer import answer
+
+        return answer(self.generator, self.worker, model_input, params or {})
 
 
 mlflow.models.set_model(OverlayModel())

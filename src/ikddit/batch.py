@@ -1,0 +1,244 @@
+"""A folder of wafers forecast into files, part by part: bounded memory, and a killed run goes on where it was.
+
+A part is the forecast of up to `PART_WAFERS` wafers of one input file. Parts lie in a hidden folder beside the
+output and appear whole; each holds in its metadata what it was made from (model, request, input bytes). The next
+run takes over those that it would make itself, bit for bit, and makes the others. The output is joined from the
+parts at the end, and the hidden folder goes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+import ikddit
+from ikddit.console import progress
+from ikddit.dataset.arrow import PreparedSplit
+from ikddit.dataset.normaliser import Normaliser
+from ikddit.dataset.vocabulary import Vocabularies
+from ikddit.diffusion.plan import SamplingOptions
+from ikddit.errors import InputError, ModelError
+from ikddit.forecast import ForecastFiles, Written, forecast_of_table, forecast_writer
+from ikddit.generator import Generator, Records
+from ikddit.manifest import file_hash
+
+BATCH_WAFERS = 64
+"""Read and forecast at a time."""
+PART_WAFERS = 8 * BATCH_WAFERS
+MADE_FROM = b"ikddit.made_from"
+MODEL = b"ikddit.model"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the work."""
+
+    files: ForecastFiles
+    made_from: str
+    """sha256 over model, request and input; empty where the model cannot be named: never taken over."""
+
+    def finished(self) -> bool:
+        """Whether its files are there and were made from the same."""
+        wanted = [path for path in (self.files.forecast, self.files.samples) if path is not None]
+        return bool(self.made_from) and all(_noted(path) == self.made_from for path in wanted)
+
+
+def write_forecast(
+    generator: Generator,
+    source: Path | str,
+    target: Path | str | ForecastFiles,
+    n: int = 16,
+    steps: int = 20,
+    seed: int = 0,
+    limit_nm: float = 8.0,
+    **options: Unpack[SamplingOptions],
+) -> Written:
+    """`Generator.predict` for a folder of wafers, into one Parquet file.
+
+    Args:
+        generator: forecasts.
+        source: folder of record Parquet files, or of splits (`*.arrow`) that were prepared with the model's own
+            normaliser and vocabularies.
+        target: that file, or all that is wanted (`ForecastFiles`): samples and pictures as well. Memory does
+            not grow with the number of wafers, whatever is wanted.
+        n: samples per wafer; with `steps`, `seed`, `limit_nm` and options as in `Generator.predict`.
+
+    Returns:
+        Numbers of wafers, samples and pictures written, and of wafers taken over from a run that was killed.
+
+    Raises:
+        InputError: the folder holds nothing to forecast, the target cannot be written, or another run writes it.
+    """
+    source = Path(source)
+    files = target if isinstance(target, ForecastFiles) else ForecastFiles(Path(target))
+    files.check(source)
+    inputs = _inputs(generator, source)
+    found = sum(_wafers(path) for path in inputs)
+    if found == 0:
+        raise InputError(str(source), "folder", "its files hold no wafers", "check the ingest report")
+    request: dict[str, Any] = {"n": n, "steps": steps, "seed": seed, "limit_nm": limit_nm, **options}
+    with _parts_folder(files.forecast) as folder:
+        parts: list[Part] = []
+        resumed = 0
+        for path in progress(inputs, "generate", unit="file"):
+            made_from = _made_from(generator, request, path)
+            for number, batches in enumerate(_groups(_batches(path))):
+                part = _part(folder, files, path, number, made_from)
+                parts.append(part)
+                if part.finished():
+                    resumed += sum(len(batch) for batch in batches)
+                    continue
+                with forecast_writer(
+                    part.files, generator.usable, limit_nm, {MADE_FROM: part.made_from.encode()}
+                ) as writer:
+                    for batch in batches:
+                        writer.add(
+                            generator.predict(batch, n, steps, seed, limit_nm, writer.add_samples, **options)
+                        )
+        written = _join(parts, files, generator, limit_nm, found)
+    return replace(written, resumed=resumed)
+
+
+def _inputs(generator: Generator, source: Path) -> list[Path]:
+    """Record files, else prepared splits, which must be encoded as the model reads them."""
+    if parts := sorted(source.glob("*.parquet")):
+        return parts
+    splits = sorted(source.glob("*.arrow"))
+    if not splits:
+        raise InputError(
+            str(source), "folder", "holds no *.parquet and no *.arrow", "run `ikddit ingest` first"
+        )
+    try:
+        normaliser = Normaliser.load(source / "normaliser.json")
+        vocabularies = Vocabularies.load(source / "vocabularies.json")
+    except OSError as error:
+        raise InputError(str(source), "folder", str(error), "name a folder that `prepare` wrote") from None
+    own = generator.normaliser
+    same = (
+        normaliser.log_names == own.log_names
+        and np.array_equal(normaliser.log_mean, own.log_mean)
+        and np.array_equal(normaliser.log_std, own.log_std)
+        and vocabularies.ids == generator.vocabularies.ids
+        and vocabularies.templates == generator.vocabularies.templates
+    )
+    if not same:
+        raise InputError(
+            str(source), "normaliser", "is not the model's", "forecast the records instead: data/records"
+        )
+    return splits
+
+
+def _batches(path: Path) -> Iterator[Records]:
+    if path.suffix == ".arrow":
+        table = PreparedSplit.open(path).table
+        for start in range(0, table.num_rows, BATCH_WAFERS):
+            yield PreparedSplit.from_table(table.slice(start, BATCH_WAFERS))
+        return
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=BATCH_WAFERS):
+            yield pa.Table.from_batches([batch], schema=file.schema_arrow)
+
+
+def _groups(batches: Iterator[Records]) -> Iterator[Iterator[Records]]:
+    """Batches of one part after the other; each must be used up before the next."""
+    for first in batches:
+        group = islice(batches, PART_WAFERS // BATCH_WAFERS - 1)
+        yield _with_first(first, group)
+
+
+def _with_first(first: Records, others: Iterator[Records]) -> Iterator[Records]:
+    yield first
+    yield from others
+
+
+def _part(folder: Path, files: ForecastFiles, source: Path, number: int, made_from: str) -> Part:
+    name = f"{source.name}-{number:05d}"
+    samples = folder / f"{name}.samples" if files.samples is not None else None
+    return Part(ForecastFiles(folder / f"{name}.forecast", samples), made_from and f"{made_from}-{number}")
+
+
+def _made_from(generator: Generator, request: dict[str, Any], path: Path) -> str:
+    """Name model, code, request and input by one hash; empty for a model that cannot be named."""
+    if not generator.fingerprint:
+        return ""
+    code = [ikddit.__version__, torch.__version__]
+    told = json.dumps([generator.fingerprint, code, request, file_hash(path)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _noted(path: Path) -> str | None:
+    """What a finished part was made from; None where there is no such part."""
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return None
+    return metadata.get(MADE_FROM, b"").decode()
+
+
+def _wafers(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".arrow":
+        return len(PreparedSplit.open(path))
+    return int(pq.read_metadata(path).num_rows)
+
+
+@contextmanager
+def _parts_folder(target: Path) -> Iterator[Path]:
+    """The hidden folder of parts, for one run at a time; it stays when the run fails.
+
+    Raises:
+        InputError: another run is at it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = target.parent / f".{target.name}.parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            # what a killed run had not finished
+            for scratch in (*folder.glob(".*.part"), *target.parent.glob(f".{target.name}.*.part")):
+                scratch.unlink()
+            yield folder
+            shutil.rmtree(folder)
+    except Timeout:
+        raise InputError(
+            str(target), "output", "another run is writing it", "wait for it, or name another file"
+        ) from None
+
+
+def _join(
+    parts: list[Part], files: ForecastFiles, generator: Generator, limit_nm: float, wafers: int
+) -> Written:
+    """Copy the parts, row group by row group, into the files that were asked for, and draw the pictures."""
+    import pyarrow.parquet as pq
+
+    made_by = {MODEL: generator.fingerprint.encode()}
+    with forecast_writer(files, generator.usable, limit_nm, made_by) as writer:
+        for part in parts:
+            with pq.ParquetFile(part.files.forecast) as file:
+                for group in range(file.num_row_groups):
+                    writer.add(forecast_of_table(file.read_row_group(group)))
+            if part.files.samples is not None:
+                with pq.ParquetFile(part.files.samples) as file:
+                    for group in range(file.num_row_groups):
+                        writer.add_sample_table(file.read_row_group(group))
+        written = writer.written
+        if written.wafers != wafers:
+            raise ModelError(
+                f"{files.forecast}: {wafers} wafers, {written.wafers} forecasts; nothing is written"
+            )
+    return written
