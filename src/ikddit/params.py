@@ -30,6 +30,16 @@ class DataParams(Section):
     raw: str = "data/simulated"
 
 
+class ShiftParams(Section):
+    """A maintenance that leaves a scanner elsewhere than before: a step in overlay that no log names."""
+
+    scanner: str = Field(pattern=r"^LITH0[1-6]$")
+    day: float = Field(ge=0.0)
+    """Day of the fab's life; lots that start then or later are shifted."""
+    nm: float
+    """Added to both translations of what this scanner exposes; the layer below is taken to be older."""
+
+
 class SimulateParams(Section):
     """The simulated fab (stage `simulate`)."""
 
@@ -49,6 +59,8 @@ class SimulateParams(Section):
     """Also write float maps beside the 8-bit PNGs."""
     unflagged_flyers: bool = False
     """Stress mode: flyers keep valid = 1, and the floor is no longer exact."""
+    shift: ShiftParams | None = None
+    """Forced step of one scanner, for rehearsals; the floor stays that of someone who knows of it."""
 
 
 class MarksParams(Section):
