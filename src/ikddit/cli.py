@@ -228,7 +228,8 @@ def simulate(
     sample_seed: Annotated[int, typer.Option(help="Which wafers of it.")] = 0,
     layout: Annotated[str, typer.Option(help="zip, folders, csv or parquet (mark tables).")] = "zip",
     shift: Annotated[
-        str | None, typer.Option(help="Forced step of a scanner from a day on: LITH03:45:2.5 (scanner:day:nm).")
+        str | None,
+        typer.Option(help="Forced step of a scanner from a day on: LITH03:45:2.5 (scanner:day:nm)."),
     ] = None,
 ) -> None:
     """Write wafers of a simulated fab with their exact noise floor, for example the next month of it."""
