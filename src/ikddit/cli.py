@@ -75,6 +75,51 @@ def models(
         typer.echo(f"no version of `{name or settings.model_name}` yet: run `make repro`")
 
 
+@app.command("promote")
+def promote_command(
+    version: Annotated[int, typer.Argument(help="Version to make champion; `ikddit models` lists them.")],
+    reason: Annotated[str, typer.Option(help="Why; it stays in the history.")],
+    force: Annotated[bool, typer.Option(help="Promote although the gate says no; this is recorded.")] = False,
+    name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
+) -> None:
+    """Make a version champion, if the promotion gate agrees: serving reads it from its next start."""
+    from ikddit.params import load_params
+    from ikddit.registry.promotion import promote
+    from ikddit.registry.show import move_lines
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    name = name or settings.model_name
+    move = promote(
+        version,
+        reason,
+        name=name,
+        experiment=settings.experiment,
+        store=store,
+        limits=settings.promotion,
+        force=force,
+    )
+    typer.echo(move_lines(name, move))
+
+
+@app.command("rollback")
+def rollback_command(
+    reason: Annotated[str, typer.Option(help="Why; it stays in the history.")],
+    name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
+) -> None:
+    """Give `champion` back to the champion before; again, to the one before that."""
+    from ikddit.params import load_params
+    from ikddit.registry.promotion import rollback
+    from ikddit.registry.show import move_lines
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    name = name or settings.model_name
+    typer.echo(move_lines(name, rollback(reason, name=name, experiment=settings.experiment, store=store)))
+
+
 @app.command("run")
 def run(
     force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,

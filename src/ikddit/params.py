@@ -225,12 +225,28 @@ class TimingParams(Section):
     """Of the DDPM that is run for one wafer; the figure's name says how many. 0 leaves it out."""
 
 
+class PromotionParams(Section):
+    """When a challenger may become champion (`ikddit.registry.gate`)."""
+
+    coverage_low: float = Field(0.85, ge=0.0, le=1.0)
+    """Smallest share of marks inside the 90 % interval."""
+    coverage_high: float = Field(0.95, ge=0.0, le=1.0)
+    """Largest one: wider intervals say too little."""
+    m3s_coverage_low: float = Field(0.8, ge=0.0, le=1.0)
+    """Smallest share of wafers whose mean + 3 sigma is inside its 90 % interval."""
+    min_gain_nm: float = Field(0.0, ge=0.0)
+    """The whole 95 % interval of champion minus challenger RMSE must lie above this."""
+    min_paired_wafers: int = Field(25, ge=2)
+    """Fewer wafers than these say nothing about which model is better."""
+
+
 class RegisterParams(Section):
     """MLflow registry (stage `register`)."""
 
     model_name: str = "ikddit"
     experiment: str = "ikddit"
     alias: str = "challenger"
+    promotion: PromotionParams = PromotionParams()
 
 
 class DriftParams(Section):
