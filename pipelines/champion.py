@@ -125,7 +125,7 @@ def model_at(root: Path, store: Store, settings: RegisterParams, version: int | 
     """
     from mlflow.exceptions import MlflowException
 
-    from ikddit.registry.register import CHAMPION
+    from ikddit.registry.promotion import CHAMPION
 
     client, _ = open_store(store, settings.experiment)
     name = settings.model_name

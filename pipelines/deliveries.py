@@ -1,9 +1,9 @@
 """New raw data: deliveries in a drop folder, the gate, and data set versions made of what passed it.
 
-    data/incoming/2024-03/   a delivery: MPOM folder or zip, mark table or folder of them; its name sorts by time
-    data/months/2024-03/     passed the gate
-    data/refused/2024-03/    did not; reports/retrain/ says why
-    data/raw/                the data set a challenger is trained on: `base` and months, one version under DVC
+data/incoming/2024-03/   a delivery: MPOM folder or zip, mark table or folder of them; its name sorts by time
+data/months/2024-03/     passed the gate
+data/refused/2024-03/    did not; reports/retrain/ says why
+data/raw/                the data set a challenger is trained on: `base` and months, one version under DVC
 """
 
 import os
@@ -83,7 +83,9 @@ def judge(path: Path, root: Path, params: Params, scratch: Path) -> Judged:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         if not _NAME.fullmatch(name) or name == BASE:
-            raise InputError(str(path.name), "name", "not a name for a delivery", "use letters, digits, . _ -")
+            raise InputError(
+                str(path.name), "name", "not a name for a delivery", "use letters, digits, . _ -"
+            )
         if any(name == name_of(taken) for taken in pending(root / MONTHS)):
             raise InputError(name, "name", "a delivery of this name was taken in before", "give it another")
         description = merge(described(base_folder(root, params), params), described(path, params))
@@ -91,7 +93,11 @@ def judge(path: Path, root: Path, params: Params, scratch: Path) -> Judged:
         copy_in(path, raw / path.name, os.link)
         write_json(raw / DESCRIPTION, description)
         found = ingest(
-            raw, scratch / "records", scratch / "quarantine" / "ingest", scratch / "ingest.json", params.ingest
+            raw,
+            scratch / "records",
+            scratch / "quarantine" / "ingest",
+            scratch / "ingest.json",
+            params.ingest,
         )
         judged = validate(
             scratch / "records",
@@ -150,7 +156,10 @@ def merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         if key in new and key in base and new[key] != base[key]:
             found, known = (repr(v) if len(repr(v)) < 40 else "another list" for v in (new[key], base[key]))
             raise InputError(
-                DESCRIPTION, key, f"{found}, but the data set has {known}", "export it like the deliveries before"
+                DESCRIPTION,
+                key,
+                f"{found}, but the data set has {known}",
+                "export it like the deliveries before",
             )
     out = {key: value for key, value in (*new.items(), *base.items()) if key in _SAME}
     ids = [part["ids"] for part in (base, new) if "ids" in part]
@@ -162,7 +171,10 @@ def merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         shifts = [seeds.pop("shift") for seeds in (one, two) if "shift" in seeds]
         keys = ("fab_seed", "sample_seed", "unflagged_flyers")
         if all(one[key] == two[key] for key in keys) and all(shift == shifts[0] for shift in shifts):
-            out |= {"simulator_version": base["simulator_version"], "seeds": one | {"shift": s for s in shifts[:1]}}
+            out |= {
+                "simulator_version": base["simulator_version"],
+                "seeds": one | ({"shift": shifts[0]} if shifts else {}),
+            }
     return out
 
 

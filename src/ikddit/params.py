@@ -252,7 +252,7 @@ class RegisterParams(Section):
 class DriftParams(Section):
     """What counts as drift: an effect this large that chance does not explain (`ikddit.monitoring.drift`)."""
 
-    log_wasserstein_sd: float = Field(0.5, gt=0.0)
+    log_wasserstein_sd: float = Field(1.0, gt=0.0)
     """Wasserstein distance of a log channel, in standard deviations of the champion's training data."""
     log_missing: float = Field(0.2, gt=0.0, le=1.0)
     """Change of the share of wafers without a value in a log channel."""

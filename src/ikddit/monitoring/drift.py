@@ -252,7 +252,8 @@ def pooled_shift(
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.sqrt(squares / freedom * (1 / counts[0] + 1 / counts[1])[:, None])
         p = 2 * stats.t.sf(np.abs(shift) / error, freedom)
-    return shift, np.asarray(p), np.array(counts)
+    p = np.where((shift == 0) & (error == 0), 1.0, p)  # a coefficient that never varies has not moved
+    return shift, p, np.array(counts)
 
 
 def machine_names(split: PreparedSplit) -> list[tuple[str, str]]:
