@@ -62,7 +62,7 @@ class Play:
 
 def make_checkout(folder: Path, profile: Path) -> None:
     """Copy this project into a new git repository with the profile's params."""
-    root = checkout_root()
+    root = Path(__file__).resolve().parents[1]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
