@@ -13,7 +13,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
+from prefect.settings import PREFECT_API_URL
 
 from ikddit.atomic import write_json
 from ikddit.checkout import checkout_root
@@ -252,21 +253,23 @@ def one_at_a_time(root: Path) -> Iterator[None]:
     """Hold the checkout's lock, and the server's concurrency limit, for as long as a retraining runs.
 
     The lock is the operating system's and goes with its process, however that ends; the limit is a lease of
-    Prefect's server that runs out by itself.
+    Prefect's server that runs out by itself. A temporary server is nobody else's and forgets its leases: there the
+    lock is all.
 
     Raises:
         BusyError: another retraining has it.
     """
-    lock = FileLock(root / WORK / "lock")
     (root / WORK).mkdir(parents=True, exist_ok=True)
-    try:
-        with lock.acquire(timeout=WAIT_S):
-            with get_client(sync_client=True) as client:
-                client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
-            with concurrency(LIMIT, timeout_seconds=WAIT_S):
-                yield
-    except (Timeout, TimeoutError):
-        raise BusyError("another retraining is under way; this one gave way to it") from None
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(root / WORK / "lock").acquire(timeout=WAIT_S))
+            if PREFECT_API_URL.value():
+                with get_client(sync_client=True) as client:
+                    client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
+                held.enter_context(concurrency(LIMIT, timeout_seconds=WAIT_S))
+        except (Timeout, TimeoutError):
+            raise BusyError("another retraining is under way; this one gave way to it") from None
+        yield
 
 
 def notify(text: str, timeout_s: float, warn: Say) -> bool:
