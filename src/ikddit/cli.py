@@ -319,6 +319,10 @@ def simulate(
     fab_seed: Annotated[int, typer.Option(help="Which fab.")] = 0,
     sample_seed: Annotated[int, typer.Option(help="Which wafers of it.")] = 0,
     layout: Annotated[str, typer.Option(help="zip, folders, csv or parquet (mark tables).")] = "zip",
+    shift: Annotated[
+        str | None,
+        typer.Option(help="Forced step of a scanner from a day on: LITH03:45:2.5 (scanner:day:nm)."),
+    ] = None,
 ) -> None:
     """Write wafers of a simulated fab with their exact noise floor, for example the next month of it."""
     from ikddit.params import parse_params
@@ -331,9 +335,20 @@ def simulate(
         "fab_seed": fab_seed,
         "sample_seed": sample_seed,
         "layout": layout,
+        "shift": _shift(shift) if shift else None,
     }
     write_dataset(parse_params({"simulate": section}, "ikddit simulate").simulate, out)
     typer.echo(f"{25 * lots} wafers -> {out}")
+
+
+def _shift(text: str) -> dict[str, str | float]:
+    from ikddit.errors import ParamsError
+
+    try:
+        scanner, day, nm = text.split(":")
+        return {"scanner": scanner, "day": float(day), "nm": float(nm)}
+    except ValueError:
+        raise ParamsError(f"--shift {text}: expected scanner:day:nm, for example LITH03:45:2.5") from None
 
 
 @app.command("sizes")

@@ -217,6 +217,20 @@ def test_raw_data_outside_the_repository_are_hashed_under_a_name_without_their_p
     assert data_hashes(tmp_path, "/fab/export") == {"md5.raw": "aa.dir"}
 
 
+def test_hash_of_data_is_that_of_the_stage_that_wrote_them_not_of_a_later_stage_that_has_yet_to_run(
+    tmp_path: Path,
+) -> None:
+    # While `register` runs, dvc.lock still lists the inputs of its last run.
+    lock = """stages:
+  prepare:
+    outs: [{path: data/prepared, md5: new.dir}]
+  register:
+    deps: [{path: data/prepared, md5: old.dir}]
+"""
+    write_text(tmp_path / "dvc.lock", lock)
+    assert data_hashes(tmp_path, "data/raw") == {"md5.data/prepared": "new.dir", "data_md5": "new.dir"}
+
+
 def test_result_without_git_or_dvc_has_no_lineage_tags_but_a_fingerprint(workspace: Path) -> None:
     (workspace / "dvc.lock").unlink()
     result = collect(PARAMS, workspace, env={})

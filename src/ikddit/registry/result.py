@@ -36,7 +36,7 @@ LARGEST_ARTIFACT = 32 * 2**20
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 TIMES = ("masked.speedup",)
 """Metrics that are measured times."""
-NOT_OF_THE_MODEL = ("register", "timing", "fid")
+NOT_OF_THE_MODEL = ("register", "timing", "fid", "retrain")
 """Sections of params.yaml that change neither the model nor its metrics."""
 
 
@@ -206,8 +206,9 @@ def data_hashes(folder: Path, raw: str) -> dict[str, str]:
     from ruamel.yaml import YAML
 
     stages = (YAML(typ="safe").load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
+    # What a stage wrote wins: stages that run after this one still list the inputs of their last run.
     entries = [
-        entry for stage in stages.values() for kind in ("deps", "outs") for entry in stage.get(kind, [])
+        entry for kind in ("deps", "outs") for stage in stages.values() for entry in stage.get(kind, [])
     ]
     hashes = {
         entry["path"]: entry["md5"]

@@ -1,0 +1,148 @@
+"""The three months of `make demo-retrain` on the tiny profile, the first of them killed once in the middle."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkouts import git, wait_until
+
+SHIFT_NM = 6.0
+
+
+def champion(folder: Path) -> int | None:
+    from ikddit.registry.promotion import champion_version
+    from ikddit.registry.store import locate_store
+
+    return champion_version(store=locate_store({}, folder))
+
+
+def tags(folder: Path, version: int) -> dict[str, str]:
+    from ikddit.registry.store import locate_store, open_store
+
+    client, _ = open_store(locate_store({}, folder), "ikddit")
+    return dict(client.get_model_version("ikddit", str(version)).tags)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The checkout of the play, and what each month left: records, and what was seen after the kill."""
+    from pipelines.challenger import CHILD, TEMPORARY
+    from pipelines.demo_retrain import (
+        MONTHS,
+        Play,
+        deliver,
+        environment,
+        make_champion,
+        make_checkout,
+        run_retraining,
+    )
+    from pipelines.process import dvc_command
+
+    folder = tmp_path_factory.mktemp("play") / "checkout"
+    play = Play(Path(__file__).with_name("tiny_retrain.yaml"), lots=40, shift_nm=SHIFT_NM)
+    make_checkout(folder, play.profile)
+    make_champion(folder)
+    left: dict[str, Any] = {"status": git(folder, "status", "--porcelain")}
+
+    deliver(folder, 0, play)
+    log = folder.parent / "killed.log"
+    env = os.environ | dvc_command()[1] | environment(folder)
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "pipelines.retrain"]
+        flow = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
+        clones = folder / TEMPORARY
+        wait_until(
+            lambda: (folder / CHILD).exists() and any(clones.glob("tmp*/reports/ingest.json")), 300, log
+        )
+        flow.kill()
+        flow.wait()
+    left["killed"] = {
+        "champion": champion(folder),
+        "incoming": os.listdir(folder / "data" / "incoming"),
+        "records": (folder / "reports" / "retrain").exists(),
+    }
+    for number, month in enumerate(MONTHS):
+        if number:
+            deliver(folder, number, play)
+        left[month.name] = run_retraining(folder, month) | {"now": champion(folder)}
+    return folder, left
+
+
+def test_killed_run_leaves_champion_and_delivery_as_they_were(played: tuple[Path, dict[str, Any]]) -> None:
+    assert played[1]["killed"] == {"champion": 1, "incoming": ["month-1"], "records": False}
+
+
+def test_shifted_scanner_is_seen_and_the_challenger_promoted(played: tuple[Path, dict[str, Any]]) -> None:
+    folder, left = played
+    record = left["month-1"]
+    assert record["decision"] == "promoted", record["reasons"]
+    assert record["triggers"] == ["drift", "error"]
+    drifted = {(m["scanner_id"], m["term"]) for m in record["drift"]["maps"] if m["drifted"]}
+    assert drifted == {("LITH03", "Tx"), ("LITH03", "Ty")}
+    outcome = record["comparison"]
+    assert outcome["challenger_rmse_nm"] < outcome["champion_rmse_nm"]
+    assert outcome["low_nm"] > 0
+    assert record["now"] == record["challenger"]["version"] == 2
+    said = tags(folder, 2)
+    assert said["retrain.decision"] == "promoted"
+    assert said["retrain.why"] == "drift, error"
+    assert said["retrain.reason"] == outcome["reason"]
+
+
+def test_wafers_of_the_comparison_are_later_than_what_either_was_trained_on(
+    played: tuple[Path, dict[str, Any]],
+) -> None:
+    from pipelines.champion import model_at
+    from pipelines.examine import later_wafers
+
+    from ikddit.params import load_params
+    from ikddit.registry.store import locate_store
+
+    folder, left = played
+    settings = load_params(folder / "params.yaml").register_
+    old, new = (model_at(folder, locate_store({}, folder), settings, version) for version in (1, 2))
+    assert old is not None
+    assert new is not None
+    later = later_wafers(old, new)
+    assert len(later) == left["month-1"]["comparison"]["wafers"] > 0
+    trained = {*old.train.barcode, *new.train.barcode}
+    assert not trained & set(later)
+    last = max(split.table.column("exposed_at").to_pylist()[-1] for split in (old.train, new.train))
+    assert min(new.records(later).column("exposed_at").to_pylist()) > last
+
+
+def test_data_set_version_is_pinned_by_its_branch_and_the_old_one_still_there(
+    played: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, left = played
+    branch = left["month-1"]["challenger"]["branch"]
+    assert branch == "retrain/month-1"
+    pinned = git(folder, "show", f"{branch}:data/raw.dvc")
+    assert "raw: data/raw" in git(folder, "show", f"{branch}:params.yaml")
+    assert tags(folder, 2)["md5.data/raw"] in pinned
+    assert tags(folder, 2)["data_md5"] != tags(folder, 1)["data_md5"]
+    assert "data/raw.dvc" not in git(folder, "ls-files")
+    assert git(folder, "status", "--porcelain") == left["status"]
+
+
+def test_month_without_news_retrains_nothing(played: tuple[Path, dict[str, Any]]) -> None:
+    record = played[1]["month-2"]
+    assert record["decision"] == "not retrained", record["reasons"]
+    assert "challenger" not in record
+    assert record["now"] == 2
+
+
+def test_corrupt_month_is_stopped_at_the_gate(played: tuple[Path, dict[str, Any]]) -> None:
+    folder, left = played
+    record = left["month-3"]
+    assert record["decision"] == "stopped at the gate"
+    assert record["drops"][0]["quarantined"] == 500
+    assert "quarantined" in record["reasons"][0]
+    assert record["now"] == 2
+    assert sorted(os.listdir(folder / "data" / "months")) == ["month-1", "month-2"]
+    assert (folder / "data" / "refused" / "month-3").is_dir()
+    assert json.loads((folder / "data" / "refused" / "month-3.json").read_text())["passed"] is False
