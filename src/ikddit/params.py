@@ -221,6 +221,17 @@ class RegisterParams(Section):
     alias: str = "challenger"
 
 
+class ScheduleParams(Section):
+    """When served flows run by themselves (`python -m pipelines.serve`); null: only on demand."""
+
+    retrain: str | None = "0 3 * * 1"
+    """Cron line: minute, hour, day of month, month, day of week."""
+    reproduce: str | None = None
+    """Cron line."""
+    timezone: str = "UTC"
+    """IANA name, in which the cron lines are read."""
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -240,6 +251,7 @@ class Params(Section):
     evaluate: EvaluateParams = EvaluateParams()
     timing: TimingParams = TimingParams()
     register_: RegisterParams = Field(RegisterParams(), alias="register")
+    schedule: ScheduleParams = ScheduleParams()
 
     @model_validator(mode="before")
     @classmethod
