@@ -229,6 +229,6 @@ def test_cron_lines_of_prefect_yaml_are_those_of_params_yaml() -> None:
 def test_a_tracking_server_elsewhere_is_not_started_again(tmp_path: Path) -> None:
     from pipelines.services import make_services
 
-    with pytest.raises(IkdditError, match="open https://mlflow.example.org"):
+    with pytest.raises(IkdditError, match=r"open https://mlflow\.example\.org"):
         make_services(tmp_path, {"MLFLOW_TRACKING_URI": "https://mlflow.example.org"})
     assert os.listdir(tmp_path) == []
