@@ -8,7 +8,7 @@ set -eu
 : "${MLFLOW_AUTH_ADMIN_PASSWORD:?is not set: the password of user admin, at least 12 characters}"
 : "${IKDDIT_AUTH_DATABASE_URI:?is not set: postgresql://user:password@host:5432/mlflow_auth}"
 
-# MLflow reads these three from a file only.
+# MLflow reads these from a file only. The cache spares hashing the password anew for every file of a model.
 umask 077
 folder=$(mktemp -d)
 export MLFLOW_AUTH_CONFIG_PATH="$folder/basic_auth.ini"
@@ -18,6 +18,7 @@ default_permission = ${IKDDIT_AUTH_DEFAULT_PERMISSION:-READ}
 database_uri = $(printf '%s' "$IKDDIT_AUTH_DATABASE_URI" | sed 's/%/%%/g')
 admin_username = admin
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = ${IKDDIT_AUTH_CACHE_SECONDS:-60}
 EOF
 
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false  # its job runner is not used here

@@ -221,6 +221,21 @@ class RegisterParams(Section):
     alias: str = "challenger"
 
 
+class ControlParams(Section):
+    """Control charts of the monitoring page (`ikddit monitor`)."""
+
+    period_days: int = Field(7, ge=1, le=366)
+    """Length of the subgroup that makes one point of a chart."""
+    sigmas: float = Field(3.0, gt=0.0)
+    """Half width of the limits in standard deviations of the reference periods."""
+    ewma_lambda: float = Field(0.2, gt=0.0, le=1.0)
+    """Weight of the newest period in the EWMA."""
+    reference_periods: int = Field(8, ge=3)
+    """With fewer of them the standard deviation is pooled over all machines."""
+    maintenance: str = "PM completed"
+    """Regular expression of log lines that mark a maintenance."""
+
+
 class ScheduleParams(Section):
     """When served flows run by themselves (`python -m pipelines.serve`); null: only on demand."""
 
@@ -251,6 +266,7 @@ class Params(Section):
     evaluate: EvaluateParams = EvaluateParams()
     timing: TimingParams = TimingParams()
     register_: RegisterParams = Field(RegisterParams(), alias="register")
+    control: ControlParams = ControlParams()
     schedule: ScheduleParams = ScheduleParams()
 
     @model_validator(mode="before")
