@@ -8,10 +8,10 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow test test-fast check ui services schedule models plots bench clean
+.PHONY: help install repro flow test test-fast check ui services schedule models plots demo-retrain bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
@@ -56,6 +56,9 @@ models: $(STAMP) ## list the registered versions
 
 plots: $(STAMP) ## write dvc_plots/index.html, readable offline; REVS="main my-exp" compares
 	python -m pipelines.plots $(REVS)
+
+demo-retrain: $(STAMP) ## play three months of retraining on the simulated fab (minutes)
+	python -m pipelines.demo_retrain
 
 bench: $(STAMP) ## print the benchmark ratios
 	python benchmarks/run.py

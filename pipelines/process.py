@@ -21,6 +21,7 @@ def run_command(
     cwd: Path,
     say: Callable[[str], object],
     env: Mapping[str, str] | None = None,
+    started: Callable[[int], object] | None = None,
 ) -> None:
     """Run a command to its end and pass on each line it prints.
 
@@ -32,6 +33,7 @@ def run_command(
         cwd: working folder.
         say: called with each line, stdout and stderr together.
         env: added to this process's environment.
+        started: called with the process id, which is also that of the group.
 
     Raises:
         CommandError: the command failed.
@@ -49,6 +51,8 @@ def run_command(
     ) as process:
         try:
             assert process.stdout is not None
+            if started is not None:
+                started(process.pid)
             for line in process.stdout:
                 if line := line.rstrip():
                     say(line)

@@ -75,6 +75,51 @@ def models(
         typer.echo(f"no version of `{name or settings.model_name}` yet: run `make repro`")
 
 
+@app.command("promote")
+def promote_command(
+    version: Annotated[int, typer.Argument(help="Version to make champion; `ikddit models` lists them.")],
+    reason: Annotated[str, typer.Option(help="Why; it stays in the history.")],
+    force: Annotated[bool, typer.Option(help="Promote although the gate says no; this is recorded.")] = False,
+    name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
+) -> None:
+    """Make a version champion, if the promotion gate agrees: serving reads it from its next start."""
+    from ikddit.params import load_params
+    from ikddit.registry.promotion import promote
+    from ikddit.registry.show import move_lines
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    name = name or settings.model_name
+    move = promote(
+        version,
+        reason,
+        name=name,
+        experiment=settings.experiment,
+        store=store,
+        limits=settings.promotion,
+        force=force,
+    )
+    typer.echo(move_lines(name, move))
+
+
+@app.command("rollback")
+def rollback_command(
+    reason: Annotated[str, typer.Option(help="Why; it stays in the history.")],
+    name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
+) -> None:
+    """Give `champion` back to the champion before; again, to the one before that."""
+    from ikddit.params import load_params
+    from ikddit.registry.promotion import rollback
+    from ikddit.registry.show import move_lines
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    settings = load_params(store.root / "params.yaml").register_
+    name = name or settings.model_name
+    typer.echo(move_lines(name, rollback(reason, name=name, experiment=settings.experiment, store=store)))
+
+
 @app.command("run")
 def run(
     force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,
@@ -235,7 +280,7 @@ def monitor(
     import pandas as pd
 
     from ikddit.errors import InputError
-    from ikddit.evaluation.monitoring import PAGE, write_monitoring
+    from ikddit.monitoring.page import PAGE, write_monitoring
     from ikddit.params import load_params
 
     try:
@@ -261,6 +306,10 @@ def simulate(
     fab_seed: Annotated[int, typer.Option(help="Which fab.")] = 0,
     sample_seed: Annotated[int, typer.Option(help="Which wafers of it.")] = 0,
     layout: Annotated[str, typer.Option(help="zip, folders, csv or parquet (mark tables).")] = "zip",
+    shift: Annotated[
+        str | None,
+        typer.Option(help="Forced step of a scanner from a day on: LITH03:45:2.5 (scanner:day:nm)."),
+    ] = None,
 ) -> None:
     """Write wafers of a simulated fab with their exact noise floor, for example the next month of it."""
     from ikddit.params import parse_params
@@ -273,9 +322,20 @@ def simulate(
         "fab_seed": fab_seed,
         "sample_seed": sample_seed,
         "layout": layout,
+        "shift": _shift(shift) if shift else None,
     }
     write_dataset(parse_params({"simulate": section}, "ikddit simulate").simulate, out)
     typer.echo(f"{25 * lots} wafers -> {out}")
+
+
+def _shift(text: str) -> dict[str, str | float]:
+    from ikddit.errors import ParamsError
+
+    try:
+        scanner, day, nm = text.split(":")
+        return {"scanner": scanner, "day": float(day), "nm": float(nm)}
+    except ValueError:
+        raise ParamsError(f"--shift {text}: expected scanner:day:nm, for example LITH03:45:2.5") from None
 
 
 @app.command("sizes")

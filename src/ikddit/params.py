@@ -30,6 +30,16 @@ class DataParams(Section):
     raw: str = "data/simulated"
 
 
+class ShiftParams(Section):
+    """A maintenance that leaves a scanner elsewhere than before: a step in overlay that no log names."""
+
+    scanner: str = Field(pattern=r"^LITH0[1-6]$")
+    day: float = Field(ge=0.0)
+    """Day of the fab's life; lots that start then or later are shifted."""
+    nm: float
+    """Added to both translations of what this scanner exposes; the layer below is taken to be older."""
+
+
 class SimulateParams(Section):
     """The simulated fab (stage `simulate`)."""
 
@@ -49,6 +59,8 @@ class SimulateParams(Section):
     """Also write float maps beside the 8-bit PNGs."""
     unflagged_flyers: bool = False
     """Stress mode: flyers keep valid = 1, and the floor is no longer exact."""
+    shift: ShiftParams | None = None
+    """Forced step of one scanner, for rehearsals; the floor stays that of someone who knows of it."""
 
 
 class MarksParams(Section):
@@ -213,12 +225,75 @@ class TimingParams(Section):
     """Of the DDPM that is run for one wafer; the figure's name says how many. 0 leaves it out."""
 
 
+class PromotionParams(Section):
+    """When a challenger may become champion (`ikddit.registry.gate`)."""
+
+    coverage_low: float = Field(0.85, ge=0.0, le=1.0)
+    """Smallest share of marks inside the 90 % interval."""
+    coverage_high: float = Field(0.95, ge=0.0, le=1.0)
+    """Largest one: wider intervals say too little."""
+    m3s_coverage_low: float = Field(0.8, ge=0.0, le=1.0)
+    """Smallest share of wafers whose mean + 3 sigma is inside its 90 % interval."""
+    min_gain_nm: float = Field(0.0, ge=0.0)
+    """The whole 95 % interval of champion minus challenger RMSE must lie above this."""
+    min_paired_wafers: int = Field(25, ge=2)
+    """Fewer wafers than these say nothing about which model is better."""
+
+
 class RegisterParams(Section):
     """MLflow registry (stage `register`)."""
 
     model_name: str = "ikddit"
     experiment: str = "ikddit"
     alias: str = "challenger"
+    promotion: PromotionParams = PromotionParams()
+
+
+class DriftParams(Section):
+    """What counts as drift: an effect this large that chance does not explain (`ikddit.monitoring.drift`)."""
+
+    log_wasserstein_sd: float = Field(1.0, gt=0.0)
+    """Wasserstein distance of a log channel, in standard deviations of the champion's training data."""
+    log_missing: float = Field(0.2, gt=0.0, le=1.0)
+    """Change of the share of wafers without a value in a log channel."""
+    unknown_ids: float = Field(0.02, ge=0.0, le=1.0)
+    """Share of wafers with an id the champion does not know, in one field."""
+    map_shift_nm: float = Field(1.0, gt=0.0)
+    """Change of one linear coefficient of one scanner and chuck, nm RMS over the wafer."""
+    min_lots: int = Field(2, ge=1)
+    """Lots a scanner and chuck must have, before and now, to be judged."""
+    alpha: float = Field(0.01, gt=0.0, lt=1.0)
+    """False discovery rate (Benjamini-Yekutieli), for logs and maps each."""
+
+
+class ComparisonParams(Section):
+    """When the challenger is better: paired test over lots (`ikddit.monitoring.paired`)."""
+
+    alpha: float = Field(0.05, gt=0.0, lt=1.0)
+    """Level of the one-sided t test; what else must hold is in section `register.promotion`."""
+    min_lots: int = Field(5, ge=2)
+    """Fewer lots promote nothing."""
+
+
+class RetrainParams(Section):
+    """Retraining (`pipelines/retrain.py`); docs/retraining.md."""
+
+    incoming: str = "data/incoming"
+    """Drop folder: one folder, zip or mark table per delivery."""
+    update: str | None = None
+    """A .dvc file from `dvc import-url`, or `dvc import`, that is updated before the drop folder is read."""
+    months: int = Field(0, ge=0)
+    """Newest deliveries a challenger is trained on; 0 takes all, and the data set before them."""
+    max_age_days: float = Field(90.0, gt=0.0)
+    """Retrain on new wafers when the champion is older, drift or not."""
+    error_ratio: float = Field(1.15, gt=1.0)
+    """Retrain when the champion's RMSE on new wafers exceeds its registered RMSE by this factor."""
+    wafers: int = Field(500, ge=1)
+    """New wafers, evenly spaced in time, on which the champion's error is measured."""
+    drift: DriftParams = DriftParams()
+    comparison: ComparisonParams = ComparisonParams()
+    webhook_timeout_s: float = Field(5.0, gt=0.0, le=60.0)
+    """For the address in IKDDIT_WEBHOOK_URL."""
 
 
 class ControlParams(Section):
@@ -266,6 +341,7 @@ class Params(Section):
     evaluate: EvaluateParams = EvaluateParams()
     timing: TimingParams = TimingParams()
     register_: RegisterParams = Field(RegisterParams(), alias="register")
+    retrain: RetrainParams = RetrainParams()
     control: ControlParams = ControlParams()
     schedule: ScheduleParams = ScheduleParams()
 

@@ -1,7 +1,7 @@
 """One result -> one MLflow run and one version in the model registry, however often it is asked for.
 
 Aliases: `register.alias` (default `challenger`) always moves to the newest version; `champion`, which serving
-reads, is given to the first version only and moves by a promotion, never by itself.
+reads, is given to the first version only and moves by a promotion (`ikddit.registry.promotion`), never by itself.
 """
 
 import time
@@ -12,15 +12,16 @@ from ikddit.atomic import write_json
 from ikddit.console import log
 from ikddit.errors import IkdditError, RegistryError
 from ikddit.params import Params
+from ikddit.registry.gate import GateVerdict, promotion_gate
 from ikddit.registry.package import check_folder, example_frame, log_package, served_folder
+from ikddit.registry.promotion import CHAMPION, crown_first, evidence_of_champion
 from ikddit.registry.result import Result, collect
-from ikddit.registry.store import Store, locate_store, open_store, process_tags
+from ikddit.registry.store import Store, has_files, locate_store, open_store, process_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION = "champion"
 FINGERPRINT_TAG = "fingerprint"
 EXP_TAG = "dvc_exp_name"
 VERSION_TAG = "model_version"
@@ -85,21 +86,10 @@ def find_version(client: "MlflowClient", name: str, fingerprint: str) -> "ModelV
     """Return the newest version with this fingerprint whose files are still there."""
     found = client.search_model_versions(f"name = '{name}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
     for version in sorted(found, key=lambda v: int(v.version), reverse=True):
-        if _has_files(client, version):
+        if has_files(client, version):
             return version
         log.warning("%s version %s has lost its files; the model is registered anew", name, version.version)
     return None
-
-
-def _has_files(client: "MlflowClient", version: "ModelVersion") -> bool:
-    from mlflow.artifacts import list_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        uri = client.get_model_version_download_uri(version.name, version.version)
-        return any(Path(item.path).name == "MLmodel" for item in list_artifacts(artifact_uri=uri) or [])
-    except (MlflowException, OSError):
-        return False
 
 
 def _new_version(
@@ -122,7 +112,11 @@ def _new_version(
             with served_folder(result.model, result.tags["served"]) as folder:
                 info = log_package(folder, example, {FINGERPRINT_TAG: result.fingerprint})
             # The tags come with the version in one transaction: no version is ever without its fingerprint.
-            version = mlflow.register_model(info.model_uri, settings.model_name, tags=_version_tags(result))
+            verdict = promotion_gate(
+                result.evidence, evidence_of_champion(client, settings.model_name), limits=settings.promotion
+            )
+            tags = _version_tags(result, verdict)
+            version = mlflow.register_model(info.model_uri, settings.model_name, tags=tags)
             client.set_tag(run_id, VERSION_TAG, version.version)
             _set_aliases(client, version, settings.alias)
         return version, run_id
@@ -188,7 +182,7 @@ def _run_of(client: "MlflowClient", experiment_id: str, result: Result, version:
 def _set_aliases(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
     client.set_registered_model_alias(version.name, alias, version.version)
     if CHAMPION not in client.get_registered_model(version.name).aliases:
-        client.set_registered_model_alias(version.name, CHAMPION, version.version)
+        crown_first(client, version)
 
 
 def _run_tags(result: Result) -> dict[str, str]:
@@ -197,14 +191,16 @@ def _run_tags(result: Result) -> dict[str, str]:
     return result.tags | source | process_tags() | {FINGERPRINT_TAG: result.fingerprint}
 
 
-def _version_tags(result: Result) -> dict[str, str]:
+def _version_tags(result: Result, verdict: GateVerdict) -> dict[str, str]:
     metrics = {
         name: f"{result.metrics[name]:.6g}"
         for name in VERSION_METRICS
         if result.metrics.get(name) is not None
     }
     params = {name: result.params[name] for name in VERSION_PARAMS}
-    return result.tags | params | metrics | {FINGERPRINT_TAG: result.fingerprint}
+    gate = {"gate": "promote" if verdict.promote else "keep", "gate_reasons": "; ".join(verdict.reasons)}
+    evidence = result.evidence.as_tags()
+    return result.tags | params | metrics | evidence | gate | {FINGERPRINT_TAG: result.fingerprint}
 
 
 def _log_result(client: "MlflowClient", run_id: str, result: Result) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from ikddit.atomic import read_json
 from ikddit.errors import RegistryError
 from ikddit.params import Params
+from ikddit.registry.gate import Evidence
 
 MODEL = Path("models/student")
 METRICS = Path("reports/evaluation/metrics.json")
@@ -34,7 +35,7 @@ LARGEST_ARTIFACT = 32 * 2**20
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 TIMES = ("masked.speedup",)
 """Metrics that are measured times."""
-NOT_OF_THE_MODEL = ("register", "timing", "control", "schedule")
+NOT_OF_THE_MODEL = ("register", "timing", "retrain", "control", "schedule")
 """Sections of params.yaml that change neither the model nor its metrics."""
 
 
@@ -51,6 +52,8 @@ class Result:
     """Lineage: git commit, data hashes, DVC experiment, dataset seeds, how the model is served."""
     fingerprint: str
     """sha256 over the model folder's files, the metrics and the params."""
+    evidence: Evidence
+    """What the promotion gate looks at."""
 
     @property
     def exp_name(self) -> str | None:
@@ -102,6 +105,8 @@ def collect(params: Params, folder: Path = Path(), env: Mapping[str, str] = os.e
     for prefix, path in OTHER_METRICS.items():
         if (folder / path).is_file():
             metrics |= numbers(read_json(folder / path), prefix)
+    validated = folder / OTHER_METRICS["validation"]
+    validation = read_json(validated) if validated.is_file() else None
     tags = {
         **git_state(folder),
         **data_hashes(folder, params.data.raw),
@@ -119,6 +124,7 @@ def collect(params: Params, folder: Path = Path(), env: Mapping[str, str] = os.e
         metrics=metrics,
         tags=tags,
         fingerprint=fingerprint(model, evaluation, settings),
+        evidence=Evidence.of_reports(evaluation, validation, tags.get("data_md5")),
     )
 
 

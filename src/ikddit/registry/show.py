@@ -6,10 +6,23 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ikddit.errors import RegistryError
-from ikddit.registry.register import CHAMPION, VERSION_METRICS, VERSION_PARAMS
+from ikddit.registry.promotion import CHAMPION, Move
+from ikddit.registry.register import VERSION_METRICS, VERSION_PARAMS
 from ikddit.registry.store import Store, open_store
 
-COLUMNS = (*VERSION_PARAMS, *VERSION_METRICS, "served", "dvc_exp_name", "git_commit")
+COLUMNS = (
+    *VERSION_PARAMS,
+    *VERSION_METRICS,
+    "served",
+    "gate",
+    "data_md5",
+    "git_commit",
+    "dvc_exp_name",
+    "champion.since",
+    "champion.why",
+)
+SHORTENED = ("data_md5", "git_commit")
+"""Hashes of which the table shows eight characters."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +65,27 @@ def print_versions(rows: list[VersionRow], name: str) -> None:
     shown = [column for column in COLUMNS if any(column in row.tags for row in rows)]
     table = Table("version", "aliases", *shown, title=f"{name}: {len(rows)} versions", title_justify="left")
     for row in rows:
-        tags = row.tags | {"git_commit": row.tags.get("git_commit", "-")[:8]}
+        tags = row.tags | {name: row.tags.get(name, "-")[:8] for name in SHORTENED}
         cells = [tags.get(column, "-") for column in shown]
         style = "bold" if CHAMPION in row.aliases else None
         table.add_row(str(row.version), ", ".join(row.aliases), *cells, style=style)
-    wide = None if sys.stdout.isatty() else 250  # into a pipe or a file nothing is cut off
+    wide = None if sys.stdout.isatty() else 400  # into a pipe or a file nothing is cut off
     Console(width=wide).print(table)
+
+
+def move_lines(name: str, move: Move) -> str:
+    """One move of the alias in words, with what the gate said.
+
+    >>> print(move_lines("ikddit", Move(2, "rollback", 1, 2, "2026-03-01T08:00:00+00:00", "fab", "noisy")))
+    champion of ikddit: version 2 -> 1 (rollback, 2026-03-01T08:00:00+00:00)
+    """
+    before = "none" if move.before is None else move.before
+    how = move.action + (", forced" if move.forced else "")
+    lines = [f"champion of {name}: version {before} -> {move.version} ({how}, {move.at})"]
+    gate = move.gate or {}
+    lines += [f"  no:  {reason}" for reason in gate.get("failed", [])]
+    lines += [f"  yes: {reason}" for reason in gate.get("passed", [])]
+    return "\n".join(lines)
 
 
 def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:

@@ -16,6 +16,7 @@ from ikddit.errors import RegistryError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 HOST_TAG = "ikddit.host"
 PROCESS_TAG = "ikddit.process"
@@ -150,6 +151,18 @@ def _experiment_id(client: "MlflowClient", name: str, store: Store) -> str:
             store.artifact_location,
         )
     return str(found.experiment_id)
+
+
+def has_files(client: "MlflowClient", version: "ModelVersion") -> bool:
+    """Whether a version's files are where the store says they are."""
+    from mlflow.artifacts import list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        uri = client.get_model_version_download_uri(version.name, version.version)
+        return any(Path(item.path).name == "MLmodel" for item in list_artifacts(artifact_uri=uri) or [])
+    except (MlflowException, OSError):
+        return False
 
 
 def process_tags() -> dict[str, str]:

@@ -24,6 +24,8 @@ MIN_FIELD_SHARE = 0.3
 # Terms by group. Within a polynomial group the order is x-axis then y-axis of each monomial.
 LINEAR = slice(0, 6)
 """Translation, expansion, rotation of the wafer grid: x, y of 1, X, Y."""
+TRANSLATION = slice(0, 2)
+"""Of these, the translation: x, y."""
 HIGHER = slice(6, 20)
 """Second and third order of the wafer grid."""
 INTRA = slice(20, 38)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ikddit.simulator import physics
-from ikddit.simulator.basis import TERMS
+from ikddit.simulator.basis import TERMS, TRANSLATION
 from ikddit.simulator.constants import CHUCKS, COUPLING, LAYERS, P_REZERO, RETICLES_PER_LAYER, SCANNERS, Fab
 from ikddit.simulator.wafers import Wafers
 
@@ -45,6 +45,7 @@ def with_ids(fab: Fab, w: Wafers, heat: Float[np.ndarray, " n"], text: Bool[np.n
         + heat[:, None] * fab.heat_shape[w.scanner]
         + (w.rezero & text)[:, None] * fab.rezero_step[w.scanner]
     )
+    own[:, TRANSLATION] += w.step_nm[:, None]
     chamber = physics.clean_factor(w.rf_hours)[:, None] * fab.chamber[w.chamber]
     none = np.zeros((1, TERMS, TERMS))
     shape = fab.heat_shape[w.scanner]

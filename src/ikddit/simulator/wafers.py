@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from ikddit.errors import ParamsError
-from ikddit.params import SimulateParams
+from ikddit.params import ShiftParams, SimulateParams
 from ikddit.simulator import history, hotspot, physics
-from ikddit.simulator.basis import LINEAR, PROCESS, TERMS
+from ikddit.simulator.basis import LINEAR, PROCESS, TERMS, TRANSLATION
 from ikddit.simulator.constants import (
     CHAMBERS,
     CHAMBERS_PER_LOT,
@@ -28,6 +28,7 @@ from ikddit.simulator.constants import (
     P_REPORT_MISSING,
     P_REZERO,
     RETICLES_PER_LAYER,
+    SCANNER_IDS,
     SCANNERS,
     SD_ALIGNMENT,
     SD_HEAT_GAIN,
@@ -82,6 +83,8 @@ class Wafers:
     hot_x_mm: Float[np.ndarray, " n"]
     hot_y_mm: Float[np.ndarray, " n"]
     hot_dz_nm: Float[np.ndarray, " n"]
+    step_nm: Float[np.ndarray, " n"]
+    """Forced step of the scanner (`simulate.shift`) in both translations; 0 without one."""
     sensors: Float[np.ndarray, "n 17"]
     """Readings in printed units, rounded as printed; also where not received."""
     nuisance: Float[np.ndarray, "n nuisance"]
@@ -159,11 +162,12 @@ def lot_numbers(params: SimulateParams) -> Int[np.ndarray, " lots"]:
 
 
 def draw_lots(fab: Fab, params: SimulateParams, lots: Iterable[int]) -> Wafers:
-    """Draw whole lots by number; a lot depends on the fab, `sample_seed` and its number alone.
+    """Draw whole lots by number; a lot depends on the fab, `sample_seed`, `shift` and its
+    number alone.
 
     Args:
         fab: the fab, built from `params.fab_seed`.
-        params: `sample_seed` and `unflagged_flyers` are used here, the window is not.
+        params: `sample_seed`, `unflagged_flyers` and `shift` are used here, the window is not.
         lots: lot numbers, see `lot_numbers`.
     """
     assert fab.fab_seed == params.fab_seed
@@ -233,6 +237,8 @@ def _draw_lot(fab: Fab, params: SimulateParams, lot: int) -> Wafers:
         scanner
     ]
     own[:, LINEAR] += alignment + drift
+    step = forced_step_nm(params.shift, scanner, start)
+    own[:, TRANSLATION] += step
     below = physics.placement(fab, **prev_ids) + previous
     current = own - COUPLING * below + smooth + physics.clean_factor(rf_hours)[:, None] * fab.chamber[chamber]
     current[:, PROCESS] += shape
@@ -274,6 +280,7 @@ def _draw_lot(fab: Fab, params: SimulateParams, lot: int) -> Wafers:
         hot_x_mm=hot_x,
         hot_y_mm=hot_y,
         hot_dz_nm=hot_dz,
+        step_nm=np.full(n, step),
         sensors=read_sensors(_stream(params, lot, SENSORS), alignment, drift, heat_gain, shape),
         nuisance=NUISANCE.draw(_stream(params, lot, NUISANCES), n),
         map=map_,
@@ -281,6 +288,18 @@ def _draw_lot(fab: Fab, params: SimulateParams, lot: int) -> Wafers:
         prev_map=prev_map,
         prev_valid=prev_valid,
     )
+
+
+def forced_step_nm(shift: ShiftParams | None, scanner: int, day: float) -> float:
+    """Step in nm of what a scanner (by index) exposes in a lot that starts on `day`.
+
+    >>> shift = ShiftParams(scanner="LITH03", day=45.0, nm=3.0)
+    >>> forced_step_nm(shift, 2, 44.9), forced_step_nm(shift, 2, 45.0), forced_step_nm(shift, 1, 45.0)
+    (0.0, 3.0, 0.0)
+    """
+    if shift is None or SCANNER_IDS[scanner] != shift.scanner or day < shift.day:
+        return 0.0
+    return shift.nm
 
 
 def _measure(

@@ -200,7 +200,8 @@ def describe(params: SimulateParams, floors: list[LotFloor]) -> dict[str, Any]:
             "prev_chamber_id": list(CHAMBER_IDS),
         },
         "simulator_version": SIMULATOR_VERSION,
-        "seeds": params.model_dump(mode="json"),
+        # Without a forced shift nothing is said of one: the same bytes as before there was the option.
+        "seeds": params.model_dump(mode="json", exclude_none=True),
         "wafers": sum(f.wafers for f in floors),
         "lots": len(floors),
         "floor": floor_report(params, floors),

@@ -15,7 +15,7 @@ import pandas as pd
 from ikddit import atomic
 from ikddit.console import log
 from ikddit.errors import InputError
-from ikddit.evaluation.control_charts import METRICS, Chart, control_charts, maintenance_times
+from ikddit.monitoring.control_charts import METRICS, Chart, control_charts, maintenance_times
 from ikddit.params import ControlParams
 
 RECORDS = "data/validated"
@@ -227,9 +227,13 @@ def build_page(found: Monitoring, params: ControlParams) -> str:
                     "n": len(charts),
                 }
             )
-    folder = resources.files("ikddit.evaluation") / "templates"
-    style = (folder / "report.html.j2").read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
-    text = (folder / "monitoring.html.j2").read_text(encoding="utf-8")
+    report = (resources.files("ikddit.evaluation") / "templates" / "report.html.j2").read_text(
+        encoding="utf-8"
+    )
+    style = report.split("<style>")[1].split("</style>")[0]
+    text = (resources.files("ikddit.monitoring") / "templates" / "monitoring.html.j2").read_text(
+        encoding="utf-8"
+    )
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
