@@ -23,6 +23,9 @@ METRICS: dict[str, str] = {
     "m3s_error_nm": "error of the M3S forecast, larger of both axes, nm",
 }
 """Column of the wafer table -> what it is; a column that is not there, or all NaN, has no chart."""
+SHARES = ("valid_share", "missing_logs")
+SIGNED = ("mean_x_nm", "mean_y_nm")
+"""All others cannot be negative, and so have no limit below 0."""
 MACHINE = ("scanner_id", "chuck_id")
 
 
@@ -169,7 +172,7 @@ def _chart(
         reference=reference,
         center=center,
         sigma=sigma,
-        low=center - width,
+        low=center - width if metric in SIGNED else np.maximum(center - width, 0.0),
         high=center + width,
         ewma=ewma(value, center, params.ewma_lambda),
         ewma_width=params.sigmas * sigma * spread,

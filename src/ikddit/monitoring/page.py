@@ -15,7 +15,7 @@ import pandas as pd
 from ikddit import atomic
 from ikddit.console import log
 from ikddit.errors import InputError
-from ikddit.monitoring.control_charts import METRICS, Chart, control_charts, maintenance_times
+from ikddit.monitoring.control_charts import METRICS, SHARES, Chart, control_charts, maintenance_times
 from ikddit.params import ControlParams
 
 RECORDS = "data/validated"
@@ -156,10 +156,20 @@ def monitor(
 # The page ------------------------------------------------------------------------------------------------
 
 
+def figure_text(metric: str, value: float) -> str:
+    """A value as text: shares in percent, lengths in nm.
+
+    >>> figure_text("valid_share", 0.98651), figure_text("m3s_nm", 5.13449)
+    ('98.65 %', '5.134')
+    """
+    return f"{100 * value:.2f} %" if metric in SHARES else f"{value:.3f}"
+
+
 def small_multiples(charts: list[Chart], maintenance: dict[str, list[pd.Timestamp]]) -> Any:
     """One metric of all machines as a Matplotlib figure: a row per scanner, a column per chuck, one scale."""
     import matplotlib.dates as mdates
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     from ikddit.evaluation.figures import INK, LINE, plain_axes
 
@@ -196,6 +206,8 @@ def small_multiples(charts: list[Chart], maintenance: dict[str, list[pd.Timestam
         ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         ax.xaxis.get_offset_text().set_color(INK)
         ax.xaxis.get_offset_text().set_fontsize(8)
+        if chart.metric in SHARES:
+            ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
         plain_axes(ax)
     return figure
 
@@ -240,7 +252,14 @@ def build_page(found: Monitoring, params: ControlParams) -> str:
     environment.filters["number"] = number
     judged = sum(int((~chart.reference).sum()) for chart in found.charts)
     return environment.from_string(text).render(
-        m=found, alarms=found.alarms, sections=sections, p=params, style=style, titles=METRICS, judged=judged
+        m=found,
+        alarms=found.alarms,
+        sections=sections,
+        p=params,
+        style=style,
+        titles=METRICS,
+        judged=judged,
+        figure=figure_text,
     )
 
 
