@@ -8,7 +8,7 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow ablate test test-fast check ui models plots demo-retrain bench clean
+.PHONY: help install repro flow ablate test test-fast check ui services schedule models plots demo-retrain bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -47,6 +47,12 @@ check: $(STAMP) ## ruff, mypy, import-linter
 
 ui: $(STAMP) ## open the MLflow UI on http://127.0.0.1:5000
 	ikddit ui
+
+services: $(STAMP) ## start MLflow (:5000) and Prefect (:4200) on this machine; Ctrl-C stops both
+	python -m pipelines.services
+
+schedule: $(STAMP) ## run the flows when params.yaml (section schedule) says; needs `make services`
+	python -m pipelines.serve
 
 models: $(STAMP) ## list the registered versions
 	ikddit models

@@ -310,6 +310,40 @@ def ingest_command(
     typer.echo("\n".join(report_lines(report, out)))
 
 
+@app.command("monitor")
+def monitor(
+    records: Annotated[
+        Path | None, typer.Option(help="Folder of record Parquet files; default data/validated.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Per-wafer errors; default data/generated/wafers.parquet.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Limits come from wafers before this date; default end of training.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file; default reports/monitoring.html.")] = None,
+) -> None:
+    """Chart data quality, overlay and forecast error over time per scanner and chuck, with control limits."""
+    import pandas as pd
+
+    from ikddit.errors import InputError
+    from ikddit.monitoring.page import PAGE, write_monitoring
+    from ikddit.params import load_params
+
+    try:
+        end = None if until is None else pd.to_datetime(until, utc=True)
+    except ValueError as error:
+        raise InputError("--until", "date", f"{until!r}: {error}", "write it as 2024-10-20") from None
+    found = write_monitoring(".", load_params().control, records, scores, end, out)
+    for alarm in found.alarms[:20]:
+        machine = f"{alarm['scanner']} {alarm['chuck']}"
+        typer.echo(
+            f"{alarm['start'].date()} {machine} {alarm['metric']} = {alarm['value']:.4g}, limits "
+            f"{alarm['low']:.4g} to {alarm['high']:.4g}: {alarm['kind']} beyond them"
+        )
+    typer.echo(f"{len(found.alarms)} alarms in {len(found.charts)} charts -> {out or PAGE}")
+
+
 @app.command("simulate")
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("simulated"),

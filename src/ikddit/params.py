@@ -347,6 +347,32 @@ class RetrainParams(Section):
     """For the address in IKDDIT_WEBHOOK_URL."""
 
 
+class ControlParams(Section):
+    """Control charts of the monitoring page (`ikddit monitor`)."""
+
+    period_days: int = Field(7, ge=1, le=366)
+    """Length of the subgroup that makes one point of a chart."""
+    sigmas: float = Field(3.0, gt=0.0)
+    """Half width of the limits in standard deviations of the reference periods."""
+    ewma_lambda: float = Field(0.2, gt=0.0, le=1.0)
+    """Weight of the newest period in the EWMA."""
+    reference_periods: int = Field(8, ge=3)
+    """With fewer of them the standard deviation is pooled over all machines."""
+    maintenance: str = "PM completed"
+    """Regular expression of log lines that mark a maintenance."""
+
+
+class ScheduleParams(Section):
+    """When served flows run by themselves (`python -m pipelines.serve`); null: only on demand."""
+
+    retrain: str | None = "0 3 * * 1"
+    """Cron line: minute, hour, day of month, month, day of week."""
+    reproduce: str | None = None
+    """Cron line."""
+    timezone: str = "UTC"
+    """IANA name, in which the cron lines are read."""
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -368,6 +394,8 @@ class Params(Section):
     timing: TimingParams = TimingParams()
     register_: RegisterParams = Field(RegisterParams(), alias="register")
     retrain: RetrainParams = RetrainParams()
+    control: ControlParams = ControlParams()
+    schedule: ScheduleParams = ScheduleParams()
 
     @model_validator(mode="before")
     @classmethod

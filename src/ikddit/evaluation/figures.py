@@ -77,7 +77,7 @@ def curves_figure(columns: Mapping[str, Sequence[float]], columns_per_row: int =
         known = np.isfinite(values)
         ax.plot(step[known], values[known], color=LINE, linewidth=1.2)
         ax.set_title(name, color=INK, fontsize=9)
-        _plain(ax)
+        plain_axes(ax)
     return figure
 
 
@@ -113,11 +113,12 @@ def m3s_figure(
         ax.set_aspect("equal")
         ax.set_xlabel(f"measured M3S {'xy'[axis]}, nm", color=INK, fontsize=9)
         ax.set_ylabel(f"forecast M3S {'xy'[axis]}, nm", color=INK, fontsize=9)
-        _plain(ax)
+        plain_axes(ax)
     return figure
 
 
-def _plain(ax: Axes) -> None:
+def plain_axes(ax: Axes) -> None:
+    """Ticks and the left and bottom spine in the page's text colour; no box."""
     ax.tick_params(colors=INK, labelsize=8)
     for name, spine in ax.spines.items():
         spine.set_color(INK)

@@ -1,1 +1,1 @@
-"""Is the champion still right: drift of logs, ids and maps, the decision to retrain, the paired comparison."""
+"""Is the champion still right: drift, the decision to retrain, the paired comparison; control charts over time."""

@@ -36,7 +36,7 @@ LARGEST_ARTIFACT = 32 * 2**20
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 TIMES = ("masked.speedup",)
 """Metrics that are measured times."""
-NOT_OF_THE_MODEL = ("register", "timing", "fid", "retrain")
+NOT_OF_THE_MODEL = ("register", "timing", "fid", "retrain", "control", "schedule")
 """Sections of params.yaml that change neither the model nor its metrics."""
 
 
