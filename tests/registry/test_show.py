@@ -9,6 +9,7 @@ from ikddit.cli import app
 from ikddit.errors import RegistryError
 from ikddit.params import Params
 from ikddit.registry.register import register
+from ikddit.registry.serve import serve
 from ikddit.registry.show import list_versions, serve_ui, ui_command
 from ikddit.registry.store import Store
 
@@ -57,3 +58,9 @@ def test_taken_port_is_named(store: Store) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(RegistryError, match=f"127.0.0.1:{port}: Address already in use"):
             serve_ui(store, "ikddit", "127.0.0.1", port)
+
+
+@pytest.mark.parametrize("model", ["models:/ikddit@champion", "models:/ikddit/7"])
+def test_what_is_not_registered_is_not_served(store: Store, model: str) -> None:
+    with pytest.raises(RegistryError, match=r"not in sqlite:///mlflow\.db; `ikddit models`"):
+        serve(store, model, "ikddit", "127.0.0.1", 0, 1)

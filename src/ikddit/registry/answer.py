@@ -4,6 +4,7 @@ MLflow's scoring server sends the stack trace of any exception to the caller, bu
 `MlflowException`; so everything leaves here as one: 400 for the request, 503 when busy, 500 for the rest.
 """
 
+import os
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ MAX_SAMPLES = 256
 MAX_STEPS = 1000
 MAX_EVALUATIONS = 64_000
 """Wafers x samples x steps of one request: 100 wafers of 32 samples in 20 steps."""
+MLFLOW_TIMEOUT_S = 60.0
+"""MLflow's default of MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT."""
 LARGEST_NM = 1000.0
 """A previous map beyond this is not in nm."""
 
@@ -61,10 +64,8 @@ class BusyError(Exception):
 
 
 def _in_turn(future: "Future[pd.DataFrame]") -> "pd.DataFrame":
-    from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
-
     # MLflow gives up on a request after that time, but what has begun goes on: leave half for the forecast.
-    wait_s = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get() / 2
+    wait_s = float(os.environ.get("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", MLFLOW_TIMEOUT_S)) / 2
     try:
         return future.result(wait_s)
     except TimeoutError:
