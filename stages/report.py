@@ -2,8 +2,9 @@
 
 import subprocess
 
-from ikddit.console import run_plainly
 from ikddit.evaluation.report.card import write_card
+
+from ikddit.console import run_plainly
 from ikddit.evaluation.report.page import write_report
 from ikddit.evaluation.report.sources import Origin
 from ikddit.params import load_params

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ikddit.overlay.plots import Limits, Panel, figure_svg, flagged_marks, nice_limit, panel_figure
 
@@ -36,15 +37,17 @@ def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = svg.replace("url(#", f"url(#{prefix}-").replace('xlink:href="#', f'href="#{prefix}-')
     svg = svg.replace("xlink:href=", "href=").replace(INK, "currentColor")
-    # Hundredths of a point are enough for the eye; base64 holds no full stop.
-    svg = re.sub(r"(\d\.\d{2})\d+", r"\1", svg)
+    # Hundredths of a point are enough for the eye; base64 holds no full stop; text between tags stays.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt, quote=True)}"', 1)
 
 
 def _one_path(group: re.Match[str]) -> str:
     """Hundreds of arrows of one style as a single path, a fifth of the size."""
     paths = re.findall(r"<path\b[^>]*/>", group[2])
-    outlines = [" ".join(re.sub(r'.*\bd="([^"]*)".*', r"\1", path, flags=re.DOTALL).split()) for path in paths]
+    outlines = [
+        " ".join(re.sub(r'.*\bd="([^"]*)".*', r"\1", path, flags=re.DOTALL).split()) for path in paths
+    ]
     if not paths:
         return group[0]
     return group[1] + re.sub(r'\bd="[^"]*"', f'd="{" ".join(outlines)}"', paths[0]) + group[3]
@@ -164,11 +167,13 @@ class Bars:
 
 
 def dots_figure(parts: Sequence[Bars], columns: int = 4) -> Figure:
-    """Dots with ranges, one panel per figure, the same rows in each; labels stand at the first of a row."""
+    """Dots with ranges, one panel per figure, the same rows in each; labels stand at the first of a row
+    and where they change."""
     columns = max(1, min(columns, len(parts)))
     rows = -(-len(parts) // columns)
     count = max(len(part.labels) for part in parts)
-    width = 2.55 * columns + 0.065 * max(len(text) for part in parts for text in part.labels)
+    new = sum(i == 0 or list(p.labels) != list(parts[i - 1].labels) for i, p in enumerate(parts[:columns]))
+    width = 2.55 * columns + 0.065 * new * max(len(text) for part in parts for text in part.labels)
     figure = Figure(figsize=(width, rows * (0.9 + 0.24 * count)), layout="constrained")
     for i, part in enumerate(parts):
         ax = figure.add_subplot(rows, columns, i + 1)
@@ -184,8 +189,11 @@ def dots_figure(parts: Sequence[Bars], columns: int = 4) -> Figure:
         if part.level is not None:
             ax.axvline(part.level, color=INK, linewidth=0.8, linestyle=":")
         ax.set_xscale(part.scale)
+        if part.scale == "linear":
+            ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_ylim(-0.6, len(part.labels) - 0.4)
-        ax.set_yticks(places, part.labels if i % columns == 0 else [""] * len(places))
+        named = i % columns == 0 or list(part.labels) != list(parts[i - 1].labels)
+        ax.set_yticks(places, part.labels if named else [""] * len(places))
         ax.set_title(part.title, color=INK, fontsize=9)
         ax.grid(axis="x", linewidth=0.4, alpha=0.5)
         _plain(ax)

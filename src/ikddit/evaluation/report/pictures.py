@@ -193,8 +193,10 @@ def _speed(sources: Sources) -> Picture | None:
                 scale="log",
             )
         )
-    alt = "Samples per second in batches, and latency of one sample, by way of sampling; median and quartiles."
-    return Picture("speed", dots_figure(parts, 1), alt)
+    alt = (
+        "Samples per second in batches, and latency of one sample, by way of sampling; median and quartiles."
+    )
+    return Picture("speed", dots_figure(parts, 2), alt)
 
 
 def _ablation(table: Ablation) -> Picture | None:

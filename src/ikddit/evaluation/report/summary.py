@@ -16,7 +16,6 @@ ABLATED = {
     "ome_1p5": "OME(1.5 nm)",
     "m3s_error_nm": "M3S error nm",
     "coverage_90": "coverage of 90 %",
-    "spread_skill": "spread / skill",
     "frechet_embedding": "Fréchet, own embedding",
     "masked.fid_ratio": "Fréchet, masked / full",
     "masked.speedup": "speed-up, masked",
@@ -117,7 +116,7 @@ def ablation(name: str, rows: Sequence[Row]) -> Ablation:
         settings.setdefault(tuple(str(row.get(c)) for c in swept), []).append(row)
     groups = []
     for setting, members in settings.items():
-        label = ", ".join(f"{c} {v}" for c, v in zip(swept, setting, strict=True)) or "as committed"
+        label = ", ".join(f"{c} {v}" for c, v in zip(swept, setting, strict=True)) or "all alike"
         found = {m: spread(row.get(m) for row in members) for m in metrics}
         seeds = ", ".join(dict.fromkeys(str(row["seed"]) for row in members if row.get("seed") is not None))
         groups.append(Group(label, len(members), seeds, {m: s for m, s in found.items() if s}))

@@ -45,3 +45,14 @@ def percent(value: float | None) -> str:
     '9.9 %'
     """
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def plus_minus(mean: float, sd: float | None) -> str:
+    """Mean and standard deviation to the same decimals: three, or three significant digits of a small mean.
+
+    >>> plus_minus(0.78004, 0.00459), plus_minus(0.003279, 0.000182), plus_minus(1.5, None)
+    ('0.780 ± 0.005', '0.00328 ± 0.00018', '1.500')
+    """
+    small = math.floor(math.log10(abs(mean))) if mean else 0
+    decimals = max(3, 2 - small)
+    return f"{mean:.{decimals}f}" + ("" if sd is None else f" ± {sd:.{decimals}f}")

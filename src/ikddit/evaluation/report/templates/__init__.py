@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ikddit.evaluation.report.text import number, percent, short
+from ikddit.evaluation.report.text import number, percent, plus_minus, short
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,5 +24,5 @@ def environment(escape: bool = True) -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"number": number, "percent": percent, "short": short}
+    made.filters |= {"number": number, "percent": percent, "plus_minus": plus_minus, "short": short}
     return made
