@@ -25,7 +25,7 @@ from ikddit.diffusion.sampler import DDPM_STEPS
 from ikddit.embedding.conditions import gather_conditions
 from ikddit.errors import InputError, ModelError
 from ikddit.forecast import Forecast, ForecastFiles, Written, forecast_table, forecast_writer
-from ikddit.overlay.kpi import m3s_interval_nm
+from ikddit.overlay.kpi import m3s_interval_nm, samples_m3s_nm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -232,8 +232,7 @@ class Generator:
             if each is not None:
                 each(split.barcode[block], maps)
             sigma.append(maps.std(axis=1, ddof=1) if n > 1 else np.zeros_like(maps[:, 0]))
-            on_wafer = maps[..., usable]
-            m3s.append(np.abs(on_wafer.mean(-1)) + 3 * on_wafer.std(-1))
+            m3s.append(samples_m3s_nm(maps, usable))
         m = np.concatenate(m3s)
         low, high = m3s_interval_nm(m)
         return Forecast(

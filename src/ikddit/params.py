@@ -190,13 +190,17 @@ class ServingParams(Section):
     samples: int = Field(4, ge=1)
     """Per wafer, seed and mode."""
     seeds: int = Field(3, ge=3)
+    tau_nm: float = Field(1.5, gt=0.0)
+    """Of the gate's OME."""
 
 
 class EvaluateParams(Section):
-    """Generation on the test split and its scores (stage `evaluate`)."""
+    """Generation on the test split (stage `generate`) and its scores (stage `evaluate`)."""
 
-    wafers: int = Field(500, ge=1)
-    samples: int = Field(16, ge=2)
+    wafers: int = Field(1000, ge=1)
+    """Test wafers that are forecast and scored; the baselines are scored on the same."""
+    samples: int = Field(15, ge=2)
+    """Maps per wafer: 1000 x 15 are the 15,000 maps of FID-15k."""
     steps: int = Field(10, ge=2)
     tau_nm: float = Field(1.5, gt=0.0)
     inference: Literal["full", "masked"] = "full"

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ikddit.evaluation.gate import NOISE_SDS, ModeFigures, decide
-from ikddit.evaluation.serving import serving_metrics
+from ikddit.evaluation.gate import NOISE_SDS, ModeFigures, decide, serving_metrics
 
 FULL = ModeFigures(
     frechet=(2.0, 2.1, 1.9), rmse_nm=(0.90, 0.91, 0.92), ome=(0.050, 0.052, 0.054), seconds=(2.0, 2.2, 2.1)

@@ -1,17 +1,36 @@
-"""The student's scores: what withholding an input does to the conditions, and which figures come out."""
+"""What a student is asked once, what is written of it, and the figures that come from those files alone."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from evaluation_fakes import small_fab
+from evaluation_fakes import make_split, small_fab
 from student_fakes import made_generator
 
-from ikddit.evaluation.student import MODALITIES, MODALITY_COLUMNS, evaluate, point_figures, without
+from ikddit.errors import InputError
+from ikddit.evaluation.generated import Generated, wafers_of
+from ikddit.evaluation.generation import generate
+from ikddit.evaluation.inputs import MODALITIES, MODALITY_COLUMNS, take, without
+from ikddit.evaluation.student import Measured, ensemble_mean, student_metrics, unseen_metrics, wafer_table
+from ikddit.overlay import kpi
 from ikddit.params import EvaluateParams
+
+PARAMS = EvaluateParams.model_validate(
+    {"wafers": 4, "samples": 3, "steps": 3, "serving": {"wafers": 2, "samples": 2}}, strict=False
+)
 
 
 @pytest.fixture(scope="module")
 def fab():
     return small_fab(12, seed=0)
+
+
+@pytest.fixture(scope="module")
+def folder(fab, tmp_path_factory):
+    """Files of stage `generate`; the unseen wafers are those of the test split, taken whole."""
+    out = tmp_path_factory.mktemp("generated")
+    generate(made_generator(), fab, take(fab, np.arange(3)), PARAMS, 0, out)
+    return out
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -27,16 +46,75 @@ def test_without_a_modality_blanks_its_columns_and_no_others(fab, modality):
     assert bool(less.log_missing.all()) == (modality == "logs")
 
 
-def test_every_withheld_input_and_both_intervals_are_scored(fab):
-    params = EvaluateParams.model_validate({"wafers": 4, "samples": 3, "steps": 3}, strict=False)
-    scored = evaluate(made_generator(), fab, params, seed=0)
+def test_files_hold_what_the_model_says(fab, folder):
+    generated, generator = Generated.open(folder), made_generator()
+    part = wafers_of(fab, generated.wafers, "test")
+    drawn = generator.sample(part, 3, 3, seed=0, inference=PARAMS.inference)
+    assert generated.samples.dtype == np.float16
+    assert np.abs(generated.samples - drawn).max() < 2e-3 * np.abs(drawn).max()
+    assert np.abs(generated.points["given"] - generator.point(part, 0)).max() < 5e-3
+    assert set(generated.points) == {
+        "given",
+        "mean_only",
+        "shuffled",
+        "unseen",
+        *(f"without_{n}" for n in MODALITIES),
+    }
+    assert not np.array_equal(generated.points["given"], generated.points["shuffled"])
+    assert generated.settings == {
+        "samples": 3,
+        "steps": 3,
+        "inference": PARAMS.inference,
+        "seed": 0,
+        "mask_ratio": 0.5,
+    }
+    assert len(generated.gate["masked"]["frechet"]) == 3
+
+
+def test_every_withheld_input_and_both_intervals_are_scored(fab, folder):
+    generated = Generated.open(folder)
+    part = wafers_of(fab, generated.wafers, "test")
+    measured = Measured.of(part, np.zeros((2, 64, 64), np.float32))
+    m3s = kpi.samples_m3s_nm(generated.samples, made_generator().usable)
+    metrics = student_metrics(generated, measured, m3s, PARAMS.tau_nm)
     for name in MODALITIES:
-        assert scored.metrics[f"without_{name}_rmse_nm"] > 0
+        assert metrics[f"without_{name}_rmse_nm"] > 0
     # logs reach this untrained student through its condition tokens: withholding them must show
-    assert scored.metrics["without_logs_rmse_nm"] != scored.metrics["rmse_nm"]
-    assert 0 <= scored.metrics["m3s_coverage_90"] <= 1
-    assert scored.metrics["n_wafers"] == len(scored.wafers["barcode"]) == 4
-    other = point_figures(made_generator(), fab, params, seed=0)
-    assert other["rmse_nm"] == pytest.approx(scored.metrics["rmse_nm"], rel=1e-6)
-    assert other["n"] == 4
-    assert "m3s_error_nm" not in other
+    assert metrics["without_logs_rmse_nm"] != metrics["rmse_nm"]
+    assert 0 <= metrics["m3s_coverage_90"] <= 1
+    ensemble = generated.samples.astype(np.float64).mean(1)
+    assert np.abs(ensemble_mean(generated.samples) - ensemble).max() < 1e-5
+    assert metrics["ensemble_rmse_nm"] == pytest.approx(kpi.rmse_nm(ensemble, part.map, part.valid), rel=1e-5)
+    table = wafer_table(generated, measured, m3s)
+    assert table["barcode"] == part.barcode
+    assert np.mean(np.square(table["rmse_nm"])) ** 0.5 == pytest.approx(metrics["rmse_nm"], rel=0.02)
+
+
+def test_unseen_wafers_have_a_point_forecast_and_no_m3s(fab, folder):
+    zeros = np.zeros((2, 64, 64), np.float32)
+    figures = unseen_metrics(Generated.open(folder), fab, zeros, 1.5)
+    assert figures["n"] == 3
+    assert "m3s_error_nm" not in figures
+    part = take(fab, np.arange(3))
+    rmse = kpi.rmse_nm(made_generator().point(part, 0), part.map, part.valid)
+    assert figures["rmse_nm"] == pytest.approx(rmse, rel=1e-3)
+
+
+def test_maps_of_other_wafers_are_refused_by_name(fab, folder, tmp_path):
+    with pytest.raises(InputError, match="'W0000' is not in this split"):
+        wafers_of(take(fab, np.arange(1, 12)), pa.table({"barcode": ["W0000"]}), "data/generated")
+    with pytest.raises(InputError, match="dvc repro generate"):
+        Generated.open(tmp_path)
+    for path in folder.iterdir():
+        if path.name != "wafers.parquet":
+            (tmp_path / path.name).symlink_to(path)
+    pq.write_table(pa.table({"barcode": ["one"]}), tmp_path / "wafers.parquet")
+    with pytest.raises(InputError, match="do not belong together"):
+        Generated.open(tmp_path)
+
+
+def test_without_unseen_wafers_there_is_no_figure_of_them(fab, tmp_path):
+    generate(made_generator(), fab, make_split(0), PARAMS, 0, tmp_path)
+    generated = Generated.open(tmp_path)
+    assert "unseen" not in generated.points
+    assert unseen_metrics(generated, make_split(0), np.zeros((2, 64, 64), np.float32), 1.5) is None

@@ -169,3 +169,12 @@ def test_m3s_interval_covers_its_level_whatever_the_ensemble_size(members):
     low, high = kpi.m3s_interval_nm(drawn[:, 1:], 0.9)
     inside = (drawn[:, 0] >= low) & (drawn[:, 0] <= high)
     assert abs(inside.mean() - 0.9) < 0.01
+
+
+def test_m3s_of_samples_is_that_of_every_map_over_the_usable_pixels() -> None:
+    rng = np.random.default_rng(3)
+    samples = rng.normal(0.3, 2.0, (20, 3, 2, 64, 64)).astype(np.float16)
+    usable = rng.random((64, 64)) < 0.7
+    mask = np.broadcast_to(usable, (60, 64, 64))
+    expected = kpi.m3s_nm(samples.reshape(60, 2, 64, 64), mask).reshape(20, 3, 2)
+    assert np.abs(kpi.samples_m3s_nm(samples, usable) - expected).max() < 1e-6

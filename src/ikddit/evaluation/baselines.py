@@ -29,6 +29,7 @@ from ikddit.console import log
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.ewma import Forecasts, Rows, ewma_forecasts, masked_mean
 from ikddit.evaluation.features import IdFeatures, LogFeatures, MapCodes, scanner_chuck, valid_share
+from ikddit.evaluation.inputs import take
 from ikddit.params import BaselineParams
 
 NAMES = (
@@ -307,10 +308,3 @@ def fit_predict(
     """Fit one baseline and forecast a whole split, nm; `Baselines` shares the work between several."""
     baselines = Baselines(train, val, settings, seed)
     return baselines.predict(name, test, np.arange(len(test)), history=(train, val, test))
-
-
-def take(split: PreparedSplit, rows: Rows) -> PreparedSplit:
-    """Some wafers of a split, as a split in memory."""
-    import pyarrow as pa
-
-    return PreparedSplit.from_table(split.table.take(pa.array(rows)))

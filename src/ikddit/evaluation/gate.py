@@ -1,6 +1,6 @@
 """Acceptance gate of masked inference: it is served only where it is as good as full inference, and faster."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ikddit.diffusion.plan import Inference
 
+MODES: tuple[Inference, Inference] = ("full", "masked")
 MIN_SEEDS = 3
 FRECHET_RATIO = 1.02
 """Largest mean Frechet distance of masked over full inference."""
@@ -114,3 +115,31 @@ def _within_noise(name: str, title: str, full: Sequence[float], masked: Sequence
 
 def _ratio(a: float, b: float) -> float:
     return a / b if b > 0 else float("nan")
+
+
+def serving_report(measured: Mapping[str, Any]) -> tuple[Decision, dict[str, Any]]:
+    """Decide what is served from what `measure_serving` measured.
+
+    Returns:
+        The decision, and everything for `serving.json`: decision, reasons, checks, figures of both modes by
+        seed, and what they were measured with.
+    """
+    modes = {mode: ModeFigures(**measured[mode]) for mode in MODES}
+    decision = decide(modes["full"], modes["masked"])
+    settings = {name: value for name, value in measured.items() if name not in MODES}
+    return decision, {
+        "served": decision.served,
+        "fid_ratio": decision.fid_ratio,
+        "speedup": decision.speedup,
+        "reasons": decision.reasons,
+        "checks": [asdict(check) for check in decision.checks],
+        **{mode: figures.as_json() for mode, figures in modes.items()},
+        **settings,
+    }
+
+
+def serving_metrics(decision: Decision) -> dict[str, Any]:
+    """The decision's keys of metrics.json; figures that could not be computed are absent."""
+    figures = {"fid_ratio": decision.fid_ratio, "speedup": decision.speedup}
+    masked = {name: value for name, value in figures.items() if np.isfinite(value)}
+    return {"masked": masked, "served": decision.served}

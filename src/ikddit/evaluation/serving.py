@@ -1,4 +1,4 @@
-"""Measure masked against full inference on the same wafers and noise, and let the gate decide what is served."""
+"""Measure masked against full inference on the same wafers and noise, for the gate that decides what is served."""
 
 import time
 from dataclasses import asdict
@@ -10,14 +10,13 @@ import torch
 from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.diffusion.plan import Inference
-from ikddit.evaluation.gate import Decision, ModeFigures, decide
+from ikddit.evaluation.embedding_distance import frechet_embedding
+from ikddit.evaluation.gate import MODES, ModeFigures
+from ikddit.evaluation.inputs import take
 from ikddit.evaluation.scores import evaluation_subset
-from ikddit.evaluation.student import frechet_embedding, take
 from ikddit.generator import Generator
 from ikddit.overlay import kpi
 from ikddit.params import EvaluateParams
-
-MODES: tuple[Inference, Inference] = ("full", "masked")
 
 
 def compare_modes(
@@ -48,7 +47,7 @@ def compare_modes(
             figures = {
                 "frechet": frechet_embedding(generator, part, samples),
                 "rmse_nm": float(kpi.rmse_nm(mean, measured, valid)),
-                "ome": float(kpi.ome(mean, measured, valid, params.tau_nm)),
+                "ome": float(kpi.ome(mean, measured, valid, settings.tau_nm)),
                 "seconds": seconds,
             }
             for name, value in figures.items():
@@ -56,31 +55,19 @@ def compare_modes(
     return {mode: ModeFigures(**figures) for mode, figures in found.items()}
 
 
-def choose_serving(
+def measure_serving(
     generator: Generator, test: PreparedSplit, params: EvaluateParams, seed: int
-) -> tuple[Decision, dict[str, Any]]:
-    """Decide what is served and set it in the generator's model.
-
-    Returns:
-        The decision, and everything for `serving.json`: decision, reasons, checks, figures of both modes by
-        seed, and what they were measured with.
-    """
+) -> dict[str, Any]:
+    """Figures of both modes, a number per seed, and what they were measured with: gate.json."""
     modes = compare_modes(generator, test, params, seed)
-    decision = decide(modes["full"], modes["masked"])
-    generator.model.config = generator.model.with_inference(decision.served)
     config, settings = generator.model.config, params.serving
-    return decision, {
-        "served": decision.served,
-        "fid_ratio": decision.fid_ratio,
-        "speedup": decision.speedup,
-        "reasons": decision.reasons,
-        "checks": [asdict(check) for check in decision.checks],
-        **{mode: figures.as_json() for mode, figures in modes.items()},
+    return {
+        **{mode: asdict(figures) for mode, figures in modes.items()},
         "wafers": min(settings.wafers, len(test)),
         "samples": settings.samples,
         "seeds": [seed + number for number in range(settings.seeds)],
         "steps": params.steps,
-        "tau_nm": params.tau_nm,
+        "tau_nm": settings.tau_nm,
         "mask_ratio": config.mask_ratio,
         "model": config.model,
         "tokens": generator.model.student.encoder.tokens,
@@ -88,10 +75,3 @@ def choose_serving(
         "device": str(generator.model.usable.device),
         "threads": torch.get_num_threads(),
     }
-
-
-def serving_metrics(decision: Decision) -> dict[str, Any]:
-    """The decision's keys of metrics.json; figures that could not be computed are absent."""
-    figures = {"fid_ratio": decision.fid_ratio, "speedup": decision.speedup}
-    masked = {name: value for name, value in figures.items() if np.isfinite(value)}
-    return {"masked": masked, "served": decision.served}

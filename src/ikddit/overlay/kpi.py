@@ -23,6 +23,8 @@ PerAxis = Float[np.ndarray, "n 2"]
 PerWafer = Float[np.ndarray, " n"]
 
 _CHUNK = 256
+_FEW = 16
+"""Wafers of an ensemble at a time."""
 
 
 def _by_chunk(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
@@ -73,6 +75,25 @@ def m3s_nm(maps: Maps, valid: Mask) -> PerAxis:
     [[3.5, 6.0]]
     """
     return np.asarray(np.abs(mean_nm(maps, valid)) + 3.0 * sigma_nm(maps, valid))
+
+
+def samples_m3s_nm(
+    samples: Shaped[np.ndarray, "n m 2 64 64"], usable: Shaped[np.ndarray, "64 64"]
+) -> Float[np.ndarray, "n m 2"]:
+    """M3S of each sampled map and axis over the same pixels for all of them, nm.
+
+    As `m3s_nm` with `usable` for every map's mask: a map that is generated has a value at every usable pixel,
+    and a wafer that is not measured yet has no mask of its own.
+    """
+    inside = np.asarray(usable) != 0
+
+    def one(maps: np.ndarray) -> np.ndarray:
+        marks = maps[..., inside].astype(np.float32)
+        mean = marks.mean(axis=-1, dtype=np.float64)
+        sigma = (marks - mean.astype(np.float32)[..., None]).std(axis=-1, dtype=np.float64)
+        return np.asarray(np.abs(mean) + 3.0 * sigma)
+
+    return np.concatenate([one(samples[i : i + _FEW]) for i in range(0, max(len(samples), 1), _FEW)])
 
 
 def max_abs_nm(maps: Maps, valid: Mask) -> PerAxis:
