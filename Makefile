@@ -8,7 +8,7 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow test test-fast check ui models plots bench clean
+.PHONY: help install repro flow test test-fast check ui models plots card bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ models: $(STAMP) ## list the registered versions
 
 plots: $(STAMP) ## write dvc_plots/index.html, readable offline; REVS="main my-exp" compares
 	python -m pipelines.plots $(REVS)
+
+card: $(STAMP) ## write docs/model-card.md anew from reports/
+	python -c 'from ikddit.evaluation.report.card import write_card; write_card()'
 
 bench: $(STAMP) ## print the benchmark ratios
 	python benchmarks/run.py

@@ -2,9 +2,8 @@
 
 import subprocess
 
-from ikddit.evaluation.report.card import write_card
-
 from ikddit.console import run_plainly
+from ikddit.evaluation.report.card import write_card
 from ikddit.evaluation.report.page import write_report
 from ikddit.evaluation.report.sources import Origin
 from ikddit.params import load_params

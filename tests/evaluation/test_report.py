@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from evaluation_fakes import small_fab
 from report_browser import Browser, chromium
+from report_tables import FID, MODELS, write_tables
 
 from ikddit.errors import InputError
 from ikddit.evaluation.report.figures import Chart, Line, charts_figure, inline_svg
@@ -121,6 +122,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "a,0.5,none,0,0.80,3\nb,0.5,none,1,0.82,3\nc,0.0,implicit,0,0.9,3\n"
         "d,0.0,none,0,0.91,3\ne,0.5,implicit,0,0.92,3\n"
     )
+    write_tables(tmp_path / "reports/evaluation")
     split = small_fab(3, seed=0)
     file = str(tmp_path / "data/prepared/test.arrow")
     with pa.OSFile(file, "wb") as sink, pa.ipc.new_file(sink, split.table.schema) as arrow:
@@ -236,7 +238,8 @@ def test_ids_are_unique_and_every_reference_finds_its_target(page: str) -> None:
 
 def test_every_picture_has_a_text_and_every_table_has_headers(page: str) -> None:
     pictures = re.findall(r"<svg[^>]*>", page)
-    assert len(pictures) == 3 + 1 + 1 + 1 + 1  # wafers, M3S, losses, speed, one ablation
+    # wafers; M3S, losses, speed, one ablation; OME, ROC, coverage, ranks, spectrum
+    assert len(pictures) == 3 + 4 + 5
     assert all('role="img"' in tag and re.search(r'aria-label="[^"]{20,}"', tag) for tag in pictures)
     for table in re.findall(r"<table.*?</table>", page, flags=re.DOTALL):
         assert 'scope="' in table
@@ -316,12 +319,59 @@ def test_ablations_are_means_over_seeds_by_what_was_swept(full: Path, page: str)
     assert "mask_ratio 0.0, train.discriminator implicit 1 0 0.900" in words
 
 
+ABSENT = (
+    "kpis.csv", "ome_curve.csv", "out_of_spec.csv", "coverage.csv", "rank_histogram.csv", "sigma_by_zone.csv",
+    "spectrum.csv", "fid.json",
+)  # fmt: skip
+
+
+def test_kpis_are_those_of_the_file_by_model_and_level(page: str) -> None:
+    whole = re.search(r'data-table="kpis".*?</table>', page, re.DOTALL)
+    by_level = re.search(r'data-pivot="rmse_nm".*?</table>', page, re.DOTALL)
+    assert whole
+    assert by_level
+    words = Page(f"<table {by_level[0]}").words()
+    assert "all n = 3 x n = 3 y n = 3 centre n = 3 edge n = 3 CHK1 n = 3" in words
+    rmse = MODELS["gbm"]
+    assert f"gbm {rmse:.3f} {rmse:.3f} {rmse:.3f} {rmse:.3f} {1.25 * rmse:.3f} {rmse:.3f}" in words
+    words = Page(f"<table {whole[0]}").words()
+    assert f"student, point forecast {MODELS['student']:.3f} {10 * MODELS['student']:.1f} % – " in words
+    assert words.index("oracle") < words.index("student, point forecast") < words.index("gbm")
+
+
+def test_fid_stands_with_its_interval_and_the_halves_of_the_measured(page: str) -> None:
+    found = re.search(r'data-table="fid".*?</table>', page, re.DOTALL)
+    assert found
+    words = Page(f"<table {found[0]}").words()
+    assert "15,000 generated maps of 1,000 wafers, 2,325 measured maps, seed 7, cpu" in words
+    assert "fid15k.embedding 0.0345 0.030 to 0.040 0.011" in words
+    assert "fid15k.inception_64 1.250 – –" in words
+    assert "kid_embedding 0.0012 ± 0.0004 0.000" in words
+    assert FID["weights"]["sha256"] in page
+
+
+def test_without_inception_weights_the_reason_is_said(checkout: Path) -> None:
+    reason = {"weights": {"reason": "no network", "missing": {"sfid": "no spatial features"}}}
+    (checkout / "reports/evaluation/fid.json").write_text(json.dumps(FID | reason))
+    words = Page(build_report(read_sources(checkout))).words()
+    assert "No Inception figures: no network." in words
+    assert "sfid: no spatial features." in words
+
+
+def test_out_of_spec_rates_are_shares_of_the_file(page: str) -> None:
+    assert "oracle 0.912 0.5 12.5 % 6.2 %" in Page(page).words()
+
+
 def test_without_ablations_and_fid_the_page_says_so(checkout: Path) -> None:
     shutil.rmtree(checkout / "reports/ablations")
+    for path in ((checkout / "reports/evaluation") / name for name in ABSENT):
+        path.unlink()
     words = Page(build_report(read_sources(checkout))).words()
     assert "No ablation has been run" in words
     assert "Not there when this page was built:" in words
     assert "reports/evaluation/fid.json" in words
+    for name in ABSENT:
+        assert re.search(rf"\(reports/evaluation/{re.escape(name)}\): not written by stage \w+", words), name
 
 
 def test_text_in_pictures_is_not_cut() -> None:

@@ -10,7 +10,9 @@ from urllib.parse import quote
 from ikddit import atomic
 from ikddit.console import log
 from ikddit.evaluation.report import tables
+from ikddit.evaluation.report.fid import fid_rows, fid_title
 from ikddit.evaluation.report.pictures import DrawnWafer, Picture, drawn_wafers, pictures
+from ikddit.evaluation.report.scored import KPIS, SHARES, model_name, overall, pivot
 from ikddit.evaluation.report.sources import Origin, Sources, read_sources
 from ikddit.evaluation.report.summary import ABLATED, ablation, modes, suites
 from ikddit.evaluation.report.templates import environment
@@ -22,6 +24,8 @@ UI = "http://127.0.0.1:5000"
 """Where `make ui` serves MLflow."""
 PLOT_DPI = 110
 WAFER_DPI = 75
+PIVOTS = ("rmse_nm", "ome", "m3s_error_nm", "p997_error_nm")
+"""KPIs that are shown by axis, zone, chuck and scanner."""
 SECTIONS = {
     "table": "Baselines",
     "wafers": "Wafers",
@@ -76,6 +80,13 @@ def build_report(
             ablated=ABLATED,
             modes=modes(sources.timing or {}),
             suites=suites(sources.gates),
+            kpi=overall(sources.tables.get("kpis", [])),
+            pivots=[p for k in PIVOTS if (p := pivot(sources.tables.get("kpis", []), k)) is not None],
+            kpis=KPIS,
+            shares=SHARES,
+            model_name=model_name,
+            fid=fid_rows(sources.fid or {}),
+            fid_title=fid_title(sources.fid or {}),
             matrix=tables.matrix,
             flat=tables.flat,
             device=device_of(sources),

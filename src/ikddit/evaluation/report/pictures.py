@@ -19,6 +19,7 @@ from ikddit.evaluation.report.figures import (
     m3s_figure,
     wafer_panels,
 )
+from ikddit.evaluation.report.scored import scored_figures
 from ikddit.evaluation.report.sources import Exposure, Sources
 from ikddit.evaluation.report.summary import ABLATED, PLOTTED, Ablation, ablation, modes
 
@@ -115,6 +116,7 @@ def pictures(sources: Sources) -> dict[str, Picture]:
     """Every plot that can be drawn from what is there, by name."""
     found = [_m3s(sources), _losses(sources), _alignment(sources), _speed(sources)]
     found += [_ablation(ablation(name, rows)) for name, rows in sources.ablations.items()]
+    found += [Picture(name, figure, alt) for name, (figure, alt) in scored_figures(sources).items()]
     return {picture.name: picture for picture in found if picture is not None}
 
 
