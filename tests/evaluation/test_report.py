@@ -344,9 +344,9 @@ def test_fid_stands_with_its_interval_and_the_halves_of_the_measured(page: str) 
     assert found
     words = Page(f"<table {found[0]}").words()
     assert "15,000 generated maps of 1,000 wafers, 2,325 measured maps, seed 7, cpu" in words
-    assert "fid15k.embedding 0.0345 0.030 to 0.040 0.011" in words
-    assert "fid15k.inception_64 1.250 – –" in words
-    assert "kid_embedding 0.0012 ± 0.0004 0.000" in words
+    assert "fid15k.embedding 0.0345 0.03 to 0.04 0.011" in words
+    assert "fid15k.inception_64 1.25 – –" in words
+    assert "kid_embedding 0.0012 ± 0.0004 0" in words
     assert FID["weights"]["sha256"] in page
 
 
