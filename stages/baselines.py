@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ikddit.atomic import read_json, write_json
+from ikddit.atomic import atomic_dir, read_json, write_json
 from ikddit.console import run_plainly
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
@@ -14,17 +14,20 @@ PREPARED = Path("data/prepared")
 
 
 def main() -> None:
-    """Read data/prepared, write reports/baselines.json."""
+    """Read data/prepared, write reports/baselines.json and the maps behind its rows."""
     params = load_params()
-    table = baseline_table(
-        {name: PreparedSplit.open(PREPARED / f"{name}.arrow") for name in SPLITS},
-        Normaliser.load(PREPARED / "normaliser.json").mean_map,
-        read_json(PREPARED / "dataset.json"),
-        params.baselines,
-        params.evaluate.wafers,
-        params.evaluate.tau_nm,
-        params.seed,
-    )
+    splits = {name: PreparedSplit.open(PREPARED / f"{name}.arrow") for name in SPLITS}
+    with atomic_dir("data/baselines") as folder:
+        table = baseline_table(
+            splits,
+            Normaliser.load(PREPARED / "normaliser.json").mean_map,
+            read_json(PREPARED / "dataset.json"),
+            params.baselines,
+            params.evaluate.wafers,
+            params.evaluate.tau_nm,
+            params.seed,
+            folder,
+        )
     write_json("reports/baselines.json", table)
 
 

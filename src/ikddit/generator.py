@@ -232,7 +232,7 @@ class Generator:
             if each is not None:
                 each(split.barcode[block], maps)
             sigma.append(maps.std(axis=1, ddof=1) if n > 1 else np.zeros_like(maps[:, 0]))
-            m3s.append(samples_m3s_nm(maps, usable))
+            m3s.append(samples_m3s_nm(maps, np.broadcast_to(usable, (len(maps), *usable.shape))))
         m = np.concatenate(m3s)
         low, high = m3s_interval_nm(m)
         return Forecast(

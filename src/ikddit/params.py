@@ -203,7 +203,11 @@ class EvaluateParams(Section):
     """Maps per wafer: 1000 x 15 are the 15,000 maps of FID-15k."""
     steps: int = Field(10, ge=2)
     tau_nm: float = Field(1.5, gt=0.0)
-    inference: Literal["full", "masked"] = "full"
+    """Of OME."""
+    limit_nm: float = Field(8.0, gt=0.0)
+    """A wafer is out of specification if either axis' |mean| + 3 sigma exceeds it (31 % of the simulated ones)."""
+    inference: Literal["served", "full", "masked"] = "served"
+    """Of the scored maps; `served` is what the acceptance gate decides, so that what is scored is what is served."""
     serving: ServingParams = ServingParams()
 
 

@@ -1,12 +1,17 @@
 """Fab baselines on a fab small enough to know what each can see."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from evaluation_fakes import GRID, ids, make_split, patterns, small_fab
 
+from ikddit.evaluation.baseline_maps import BaselineMaps
 from ikddit.evaluation.baselines import NAMES, Baselines, fit_predict
 from ikddit.evaluation.ewma import ewma_forecasts
 from ikddit.evaluation.features import IdFeatures, LogFeatures, MapCodes
+from ikddit.evaluation.inputs import take
+from ikddit.evaluation.scores import evaluation_subset
 from ikddit.evaluation.table import baseline_table
 from ikddit.overlay import kpi
 from ikddit.params import BaselineParams, SimulateParams
@@ -262,7 +267,7 @@ def test_the_table_does_without_a_split_of_unseen_combinations(fab: dict) -> Non
 
 
 @pytest.mark.parametrize("unflagged", [False, True])
-def test_the_oracle_stands_at_the_floor_of_simulated_data(fab: dict, unflagged: bool) -> None:
+def test_the_oracle_stands_at_the_floor_of_simulated_data(fab: dict, unflagged: bool, tmp_path: Path) -> None:
     params = SimulateParams(lots=6, days=60.0, unflagged_flyers=unflagged)
     drawn = draw_lots(Fab.build(params.fab_seed), params, list(lot_numbers(params)))
     count = len(drawn)
@@ -274,8 +279,19 @@ def test_the_oracle_stands_at_the_floor_of_simulated_data(fab: dict, unflagged: 
         valid=drawn.valid,
     )
     dataset = {"seeds": params.model_dump(), "simulator_version": SIMULATOR_VERSION}
-    table = baseline_table({**fab, "test": test}, ZERO_MAP, dataset, SETTINGS, wafers=40, tau_nm=1.5)
+    splits = {**fab, "test": test}
+    table = baseline_table(splits, ZERO_MAP, dataset, SETTINGS, wafers=40, tau_nm=1.5, maps=tmp_path)
     oracle = table["test"]["oracle"]
+    names = [name for name, value in table["test"].items() if isinstance(value, dict)]
+    part = take(test, evaluation_subset(test, 40))
+    kept = BaselineMaps.open(tmp_path, names, part.barcode)
+    for name in names:  # the maps that are kept are those that were scored
+        rmse = kpi.rmse_nm(kept.maps[name], part.map, part.valid)
+        assert rmse == pytest.approx(table["test"][name]["rmse_nm"], rel=1e-3)
+    assert kept.oracle_samples.shape == (40, 8, 2, 64, 64)
+    spread = kept.oracle_samples.astype(np.float32).var(1, ddof=1)[:, :, part.valid[0] != 0]
+    exact = kept.oracle_sd.astype(np.float32)[:, :, part.valid[0] != 0] ** 2
+    assert spread.mean() == pytest.approx(exact.mean(), rel=0.1)
     assert table["test"]["n"] == 40
     assert oracle["rmse_nm"] < table["test"]["zero"]["rmse_nm"]
     if unflagged:  # the simulator's law does not hold for flyers, so no floor is claimed

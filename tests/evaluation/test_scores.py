@@ -71,31 +71,10 @@ def test_crps_of_a_calibrated_ensemble_does_not_depend_on_its_size() -> None:
         assert scores.crps_nm(drawn, measured, valid) == pytest.approx(1 / np.sqrt(np.pi), rel=0.02)
 
 
-@pytest.mark.parametrize("samples", [3, 15])
-def test_calibrated_ensemble_covers_its_level_at_any_size(samples: int) -> None:
-    drawn, measured, valid = ensemble(samples=samples)
-    assert scores.coverage(drawn, measured, valid) == pytest.approx(0.9, abs=0.006)
-    assert scores.coverage(drawn, measured, valid, level=0.5) == pytest.approx(0.5, abs=0.008)
-
-
-@pytest.mark.parametrize("samples", [3, 15])
-def test_spread_skill_is_one_when_calibrated_at_any_size(samples: int) -> None:
-    drawn, measured, valid = ensemble(samples=samples)
-    assert scores.spread_skill(drawn, measured, valid) == pytest.approx(1.0, abs=0.02)
-
-
-def test_overconfident_ensemble_covers_too_little_and_spreads_too_little() -> None:
-    drawn, measured, valid = ensemble(spread=0.5)
-    assert scores.coverage(drawn, measured, valid) < 0.65
-    assert scores.spread_skill(drawn, measured, valid) < 0.6
-
-
 def test_ensemble_scores_need_little_memory_beside_the_samples() -> None:
     drawn, measured, valid = ensemble(wafers=64)
     tracemalloc.start()
     scores.crps_nm(drawn, measured, valid)
-    scores.coverage(drawn, measured, valid)
-    scores.spread_skill(drawn, measured, valid)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # A fixed number of wafers at a time, so this does not grow with the 64 (or 1,000) given.

@@ -8,15 +8,19 @@ from evaluation_fakes import make_split, small_fab
 from student_fakes import made_generator
 
 from ikddit.errors import InputError
+from ikddit.evaluation.gate import serving_report
 from ikddit.evaluation.generated import Generated, wafers_of
 from ikddit.evaluation.generation import generate
 from ikddit.evaluation.inputs import MODALITIES, MODALITY_COLUMNS, take, without
+from ikddit.evaluation.scores import crps_nm
 from ikddit.evaluation.student import Measured, ensemble_mean, student_metrics, unseen_metrics, wafer_table
+from ikddit.evaluation.uncertainty import ensemble_scores
 from ikddit.overlay import kpi
 from ikddit.params import EvaluateParams
 
 PARAMS = EvaluateParams.model_validate(
-    {"wafers": 4, "samples": 3, "steps": 3, "serving": {"wafers": 2, "samples": 2}}, strict=False
+    {"wafers": 4, "samples": 3, "steps": 3, "inference": "masked", "serving": {"wafers": 2, "samples": 2}},
+    strict=False,
 )
 
 
@@ -75,8 +79,12 @@ def test_every_withheld_input_and_both_intervals_are_scored(fab, folder):
     generated = Generated.open(folder)
     part = wafers_of(fab, generated.wafers, "test")
     measured = Measured.of(part, np.zeros((2, 64, 64), np.float32))
-    m3s = kpi.samples_m3s_nm(generated.samples, made_generator().usable)
-    metrics = student_metrics(generated, measured, m3s, PARAMS.tau_nm)
+    m3s = kpi.samples_m3s_nm(generated.samples, part.valid)
+    marks = ensemble_scores(generated.samples, measured.maps, measured.valid)
+    metrics = student_metrics(generated, measured, m3s, marks, PARAMS.tau_nm)
+    assert metrics["crps_nm"] == pytest.approx(
+        crps_nm(generated.samples, measured.maps, measured.valid), rel=1e-4
+    )
     for name in MODALITIES:
         assert metrics[f"without_{name}_rmse_nm"] > 0
     # logs reach this untrained student through its condition tokens: withholding them must show
@@ -113,8 +121,21 @@ def test_maps_of_other_wafers_are_refused_by_name(fab, folder, tmp_path):
         Generated.open(tmp_path)
 
 
-def test_without_unseen_wafers_there_is_no_figure_of_them(fab, tmp_path):
-    generate(made_generator(), fab, make_split(0), PARAMS, 0, tmp_path)
+def test_what_the_gate_serves_is_what_is_drawn(fab, tmp_path, monkeypatch):
+    """And without unseen wafers there is no figure of them."""
+    settings = PARAMS.model_copy(update={"inference": "served", "samples": 2})
+    generator = made_generator()
+    sample = generator.sample
+
+    def damaged(split, n, steps, seed, inference):
+        return sample(split, n, steps, seed=seed, inference=inference) + 3.0 * (inference == "masked")
+
+    monkeypatch.setattr(generator, "sample", damaged)  # of the gate alone
+    generate(generator, fab, make_split(0), settings, 0, tmp_path)
     generated = Generated.open(tmp_path)
+    assert serving_report(generated.gate)[0].served == generated.settings["inference"] == "full"
+    part = wafers_of(fab, generated.wafers, "test")
+    full = sample(part, 2, 3, seed=0, inference="full")
+    assert np.abs(generated.samples - full).max() < 2e-3 * np.abs(full).max()
     assert "unseen" not in generated.points
     assert unseen_metrics(generated, make_split(0), np.zeros((2, 64, 64), np.float32), 1.5) is None

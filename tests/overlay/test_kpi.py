@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ikddit.overlay import kpi
 from ikddit.overlay.grid import wafer_grid
-from ikddit.overlay.terms import linear_basis, term_maps
+from ikddit.overlay.terms import Fitter, fit_terms, linear_basis, term_maps
 
 GRID = wafer_grid()
 FULL = np.ones((1, 64, 64), np.uint8)
@@ -171,10 +171,33 @@ def test_m3s_interval_covers_its_level_whatever_the_ensemble_size(members):
     assert abs(inside.mean() - 0.9) < 0.01
 
 
-def test_m3s_of_samples_is_that_of_every_map_over_the_usable_pixels() -> None:
+def test_m3s_of_samples_is_that_of_every_map_over_its_wafers_marks() -> None:
     rng = np.random.default_rng(3)
     samples = rng.normal(0.3, 2.0, (20, 3, 2, 64, 64)).astype(np.float16)
-    usable = rng.random((64, 64)) < 0.7
-    mask = np.broadcast_to(usable, (60, 64, 64))
-    expected = kpi.m3s_nm(samples.reshape(60, 2, 64, 64), mask).reshape(20, 3, 2)
-    assert np.abs(kpi.samples_m3s_nm(samples, usable) - expected).max() < 1e-6
+    valid = rng.random((20, 64, 64)) < 0.7
+    valid[4] = False
+    expected = kpi.m3s_nm(samples.reshape(60, 2, 64, 64), np.repeat(valid, 3, 0)).reshape(20, 3, 2)
+    found = kpi.samples_m3s_nm(samples, valid)
+    assert np.isnan(found[4]).all()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_high_percentile_is_numpys_for_few_and_many_marks() -> None:
+    rng = np.random.default_rng(4)
+    for count in (1, 2, 5, 400, 3088):
+        values = np.full((3, 2, 3088), -1.0)
+        values[..., :count] = rng.exponential(size=(3, 2, count))
+        found = kpi.high_percentile(rng.permuted(values, axis=-1), 99.7)
+        np.testing.assert_allclose(found, np.percentile(values[..., :count], 99.7, axis=-1))
+
+
+def test_maps_with_the_same_masks_share_their_normal_equations() -> None:
+    maps, valid = wafers(5)
+    maps = np.nan_to_num(maps)
+    basis = linear_basis(10)
+    fitter = Fitter.of(basis, valid)
+    np.testing.assert_allclose(fitter.terms(maps), fit_terms(basis, maps, valid), rtol=1e-12)
+    # an orthonormal pattern of coefficient c has a root mean square of c over the wafer
+    whole = Fitter.of(basis, np.ones((5, 64, 64)))
+    fitted = term_maps(basis, whole.terms(maps))[..., GRID.usable]
+    np.testing.assert_allclose((fitted**2).mean(-1), (whole.coefficients(maps) ** 2).sum(-1), rtol=1e-9)

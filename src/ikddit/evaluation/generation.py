@@ -17,7 +17,9 @@ from jaxtyping import Float
 from ikddit.atomic import write_json
 from ikddit.console import log, progress
 from ikddit.dataset.arrow import PreparedSplit
+from ikddit.diffusion.plan import Inference
 from ikddit.embedding.conditions import gather_conditions
+from ikddit.evaluation.gate import serving_report
 from ikddit.evaluation.generated import GATE, POINTS, SAMPLES, SETTINGS, WAFER_COLUMNS, WAFERS
 from ikddit.evaluation.inputs import MODALITIES, shuffled, take, without
 from ikddit.evaluation.scores import evaluation_subset
@@ -47,8 +49,12 @@ def generate(
         seed: of the noise.
         folder: where the files go; must exist.
     """
+    gate: dict[str, Any] = {}
+    _timed("masked or full", lambda: gate.update(measure_serving(generator, test, params, seed)))
+    write_json(folder / GATE, gate)
+    inference = serving_report(gate)[0].served if params.inference == "served" else params.inference
     part = take(test, evaluation_subset(test, params.wafers))
-    _timed("samples", partial(write_samples, generator, part, params, seed, folder / SAMPLES))
+    _timed("samples", partial(write_samples, generator, part, params, inference, seed, folder / SAMPLES))
     (folder / POINTS).mkdir()
     conditions = {"given": part, "shuffled": shuffled(part, seed)}
     conditions |= {f"without_{name}": without(part, name) for name in MODALITIES}
@@ -62,23 +68,22 @@ def generate(
     mean_only = folder / POINTS / "mean_only.npy"
     _timed("mean alone", partial(_write_maps, partial(conditional_mean, generator), part, mean_only))
     pq.write_table(part.table.select(WAFER_COLUMNS), folder / WAFERS)
-    gate: dict[str, Any] = {}
-    _timed("masked or full", lambda: gate.update(measure_serving(generator, test, params, seed)))
-    write_json(folder / GATE, gate)
-    settings = params.model_dump(include={"samples", "steps", "inference"})
-    config = generator.model.config
-    write_json(folder / SETTINGS, settings | {"seed": seed, "mask_ratio": config.mask_ratio})
+    settings = params.model_dump(include={"samples", "steps"}) | {"inference": inference, "seed": seed}
+    write_json(folder / SETTINGS, settings | {"mask_ratio": generator.model.config.mask_ratio})
 
 
 def write_samples(
-    generator: Generator, part: PreparedSplit, params: EvaluateParams, seed: int, path: Path
+    generator: Generator,
+    part: PreparedSplit,
+    params: EvaluateParams,
+    inference: Inference,
+    seed: int,
+    path: Path,
 ) -> None:
     """Draw `params.samples` maps of each wafer into one float16 `.npy` of shape (n, m, 2, 64, 64), nm."""
     shape = (len(part), params.samples, 2, 64, 64)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    blocks = generator.sample_blocks(
-        part, params.samples, params.steps, seed=seed, inference=params.inference
-    )
+    blocks = generator.sample_blocks(part, params.samples, params.steps, seed=seed, inference=inference)
     total = -(-len(part) // max(1, SAMPLES_AT_ONCE // params.samples))
     for rows, maps in progress(blocks, "generate", total=total, unit="block"):
         out[rows] = maps

@@ -137,38 +137,6 @@ def crps_nm(samples: Ensemble, measured: Maps, valid: Mask) -> float:
     return total / count if count else float("nan")
 
 
-def coverage(samples: Ensemble, measured: Maps, valid: Mask, level: float = 0.9) -> float:
-    """Share of valid axis-marks inside the central prediction interval of `level`.
-
-    The interval is Student's: mean +- t(m - 1) x sd x sqrt(1 + 1/m). For samples and truth drawn from one
-    normal law it covers exactly `level` at any ensemble size, where order statistics of 15 samples span
-    14/16 at the most.
-    """
-    from scipy.stats import t
-
-    hits, count = 0, 0
-    size = samples.shape[1]
-    width = float(t.ppf(0.5 + level / 2, size - 1)) * np.sqrt(1.0 + 1.0 / size)
-    for members, truth in _marks(samples, measured, valid):
-        inside = np.abs(truth - members.mean(axis=1)) <= width * members.std(axis=1, ddof=1)
-        hits += int(inside.sum())
-        count += len(truth)
-    return hits / count if count else float("nan")
-
-
-def spread_skill(samples: Ensemble, measured: Maps, valid: Mask) -> float:
-    """Spread / skill: sqrt((m + 1)/m x mean ensemble variance) / RMSE of the ensemble mean.
-
-    1 for a calibrated ensemble of any size (Fortin et al. 2014); below 1 it is too sure of itself.
-    """
-    variance = error = 0.0
-    size = samples.shape[1]
-    for members, truth in _marks(samples, measured, valid):
-        variance += float(members.var(axis=1, ddof=1).sum())
-        error += float(((members.mean(axis=1) - truth) ** 2).sum())
-    return float(np.sqrt((size + 1) / size * variance / error)) if error else float("nan")
-
-
 # Out of specification ------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from jaxtyping import Float, Int
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.generated import Generated, wafers_of
 from ikddit.evaluation.inputs import MODALITIES
-from ikddit.evaluation.scores import coverage, crps_nm, point_scores, r2, spread_skill
+from ikddit.evaluation.scores import point_scores, r2
+from ikddit.evaluation.uncertainty import EnsembleScores, m3s_coverage
 from ikddit.overlay import kpi
 
 SHOWN = 12
@@ -36,14 +38,18 @@ class Measured:
         """All wafers of a split."""
         return cls(split, split.map.astype(np.float32), split.valid, mean_map)
 
-    @property
+    @cached_property
     def m3s(self) -> Float[np.ndarray, "n 2"]:
         """Measured M3S per wafer and axis, nm."""
         return kpi.m3s_nm(self.maps, self.valid)
 
 
 def student_metrics(
-    generated: Generated, measured: Measured, m3s_samples: Float[np.ndarray, "n m 2"], tau_nm: float
+    generated: Generated,
+    measured: Measured,
+    m3s_samples: Float[np.ndarray, "n m 2"],
+    scores: EnsembleScores,
+    tau_nm: float,
 ) -> dict[str, Any]:
     """The student's flat figures of metrics.json.
 
@@ -51,6 +57,7 @@ def student_metrics(
         generated: the maps.
         measured: the same wafers.
         m3s_samples: M3S of each sampled map, nm.
+        scores: of the samples.
         tau_nm: of OME.
     """
     maps, valid, samples = measured.maps, measured.valid, generated.samples
@@ -60,12 +67,10 @@ def student_metrics(
     metrics["ensemble_rmse_nm"] = kpi.rmse_nm(ensemble, maps, valid)
     metrics["ensemble_r2"] = r2(ensemble, maps, valid, measured.mean_map)
     metrics["mean_only_rmse_nm"] = kpi.rmse_nm(generated.points["mean_only"], maps, valid)
-    metrics["crps_nm"] = crps_nm(samples, maps, valid)
-    metrics["coverage_90"] = coverage(samples, maps, valid, 0.9)
-    low, high = kpi.m3s_interval_nm(m3s_samples)
-    m3s_measured = measured.m3s
-    metrics["m3s_coverage_90"] = float(((m3s_measured >= low) & (m3s_measured <= high)).mean())
-    metrics["spread_skill"] = spread_skill(samples, maps, valid)
+    metrics["crps_nm"] = scores.crps_nm
+    metrics["coverage_90"] = scores.covered[0.9]
+    metrics["m3s_coverage_90"] = m3s_coverage(m3s_samples, measured.m3s, 0.9)
+    metrics["spread_skill"] = scores.spread_skill()
     shuffled = kpi.rmse_nm(generated.points["shuffled"], maps, valid)
     metrics["shuffled_rmse_ratio"] = shuffled / metrics["rmse_nm"]
     for modality in MODALITIES:

@@ -1,7 +1,8 @@
 """The table every model stands in: all baselines and the oracle, on the wafers that models are scored on."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from jaxtyping import Float
 
 from ikddit.console import log
 from ikddit.dataset.arrow import PreparedSplit
+from ikddit.evaluation.baseline_maps import ORACLE, ORACLE_DRAWS, ORACLE_SD, MapWriter
 from ikddit.evaluation.baselines import NAMES, Baselines
-from ikddit.evaluation.ewma import Rows
 from ikddit.evaluation.scores import crps_nm, evaluation_subset, ome_name, point_scores
 from ikddit.overlay import kpi
 from ikddit.params import BaselineParams
@@ -28,6 +29,7 @@ def baseline_table(
     wafers: int,
     tau_nm: float,
     seed: int = 0,
+    maps: Path | None = None,
 ) -> dict[str, Any]:
     """Score all baselines on `test` and `test_unseen` (see `evaluation_subset`).
 
@@ -39,6 +41,7 @@ def baseline_table(
         wafers: scored wafers per split, at most.
         tau_nm: of OME.
         seed: of the randomised fits.
+        maps: folder for the forecasts of `test` (`ikddit.evaluation.baseline_maps`); None writes none.
 
     Returns:
         What reports/baselines.json holds: `floor_rmse_nm` and `floor_ome_...` of `test`; for each scored
@@ -59,17 +62,20 @@ def baseline_table(
         rows = evaluation_subset(split, wafers)
         measured, valid = split.map[rows].astype(np.float32), split.valid[rows]
         part: dict[str, Any] = {"n": len(rows)}
+        barcodes = [split.barcode[row] for row in rows]
+        writer = MapWriter(maps if split_name == "test" else None, barcodes)
         for name in NAMES:
             if name not in not_computed:
                 start = time.monotonic()
                 predicted = baselines.predict(name, split, rows, history)
+                writer.put(name, predicted)
                 part[name] = point_scores(predicted, measured, valid, mean_map, tau_nm)
                 if (alpha := baselines.alpha(name)) is not None:
                     part[name]["alpha"] = alpha
                 _say(split_name, name, part[name], start)
         if "seeds" in dataset:
             start = time.monotonic()
-            oracle, floor = _oracle(dataset, split, rows, measured, valid, mean_map, tau_nm)
+            oracle, floor = _oracle(dataset, barcodes, measured, valid, mean_map, tau_nm, writer)
             part = {"n": part.pop("n"), **floor, **part, "oracle": oracle}
             _say(split_name, "oracle", oracle, start)
         table[split_name] = part
@@ -84,12 +90,12 @@ def _say(split_name: str, name: str, figures: dict[str, float], start: float) ->
 
 def _oracle(
     dataset: Mapping[str, Any],
-    split: PreparedSplit,
-    rows: Rows,
+    barcodes: Sequence[str],
     measured: np.ndarray,
     valid: np.ndarray,
     mean_map: np.ndarray,
     tau_nm: float,
+    writer: MapWriter,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Scores of the exact conditional mean, and the expected ones: the floor.
 
@@ -99,17 +105,19 @@ def _oracle(
     """
     from ikddit.simulator.oracle import oracle_for
 
-    barcodes = split.barcode
     rng = np.random.default_rng(0)
-    predicted, m3s = np.empty_like(measured), np.empty((len(rows), 2))
+    predicted, m3s = np.empty_like(measured), np.empty((len(barcodes), 2))
     squares = beyond = crps = 0.0
     marks = np.count_nonzero(valid, axis=(1, 2))
-    for start in range(0, len(rows), _CHUNK):
+    for start in range(0, len(barcodes), _CHUNK):
         part = slice(start, start + _CHUNK)
-        posterior = oracle_for(dict(dataset), [barcodes[row] for row in rows[part]])
+        posterior = oracle_for(dict(dataset), barcodes[part])
         predicted[part] = posterior.mean_map()
         draws = posterior.sample(ORACLE_SAMPLES, rng)
-        m3s[part] = np.mean([kpi.m3s_nm(draws[:, i], valid[part]) for i in range(ORACLE_SAMPLES)], axis=0)
+        m3s[part] = kpi.samples_m3s_nm(draws, valid[part]).mean(axis=1)
+        writer.put(ORACLE, predicted[part], start)
+        writer.put(ORACLE_SD, np.sqrt(posterior.variance_map()), start)
+        writer.put(ORACLE_DRAWS, draws, start)
         crps += crps_nm(draws, measured[part], valid[part]) * int(marks[part].sum())
         squares += float(posterior.floor_mse @ marks[part])
         beyond += float(posterior.ome(tau_nm) @ marks[part])

@@ -6,7 +6,6 @@ taken in float64, a few hundred wafers at a time, so that float16 or float32 map
 A wafer without a valid mark has NaN for its own figures and no weight in pooled ones.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,23 +76,23 @@ def m3s_nm(maps: Maps, valid: Mask) -> PerAxis:
     return np.asarray(np.abs(mean_nm(maps, valid)) + 3.0 * sigma_nm(maps, valid))
 
 
-def samples_m3s_nm(
-    samples: Shaped[np.ndarray, "n m 2 64 64"], usable: Shaped[np.ndarray, "64 64"]
-) -> Float[np.ndarray, "n m 2"]:
-    """M3S of each sampled map and axis over the same pixels for all of them, nm.
+def samples_m3s_nm(samples: Shaped[np.ndarray, "n m 2 64 64"], valid: Mask) -> Float[np.ndarray, "n m 2"]:
+    """M3S of each sampled map and axis over its wafer's valid marks, nm.
 
-    As `m3s_nm` with `usable` for every map's mask: a map that is generated has a value at every usable pixel,
-    and a wafer that is not measured yet has no mask of its own.
+    For a wafer that is not measured yet, `valid` is where a map is generated.
     """
-    inside = np.asarray(usable) != 0
+    pixels = np.flatnonzero(valid.any(axis=0))
 
-    def one(maps: np.ndarray) -> np.ndarray:
-        marks = maps[..., inside].astype(np.float32)
-        mean = marks.mean(axis=-1, dtype=np.float64)
-        sigma = (marks - mean.astype(np.float32)[..., None]).std(axis=-1, dtype=np.float64)
-        return np.asarray(np.abs(mean) + 3.0 * sigma)
+    def one(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        inside = (mask.reshape(len(mask), -1)[:, pixels] != 0)[:, None, None]
+        marks = maps.reshape(*maps.shape[:3], -1)[..., pixels].astype(np.float32) * inside
+        count = np.where(inside.any(-1), inside.sum(-1), np.nan)
+        mean = marks.sum(axis=-1, dtype=np.float64) / count
+        square = np.einsum("nmap,nmap->nma", marks, marks, dtype=np.float64) / count
+        return np.asarray(np.abs(mean) + 3.0 * np.sqrt(np.maximum(square - mean**2, 0.0)))
 
-    return np.concatenate([one(samples[i : i + _FEW]) for i in range(0, max(len(samples), 1), _FEW)])
+    starts = range(0, max(len(samples), 1), _FEW)
+    return np.concatenate([one(samples[i : i + _FEW], valid[i : i + _FEW]) for i in starts])
 
 
 def max_abs_nm(maps: Maps, valid: Mask) -> PerAxis:
@@ -110,12 +109,26 @@ def p997_nm(maps: Maps, valid: Mask) -> PerAxis:
     """99.7 percentile of |overlay| of each wafer and axis over its valid marks, nm."""
 
     def one(m: np.ndarray, v: np.ndarray) -> np.ndarray:
-        flat = np.abs(_masked(m, v, fill=np.nan)).reshape(len(m), 2, -1)
-        with warnings.catch_warnings():  # a wafer without marks is NaN by contract
-            warnings.filterwarnings("ignore", "All-NaN slice encountered")
-            return np.asarray(np.nanpercentile(flat, 99.7, axis=2))
+        flat = np.abs(_masked(m, v)).reshape(len(m), 2, -1)
+        return high_percentile(np.where(v.reshape(len(v), 1, -1) != 0, flat, -1.0), 99.7)
 
     return _by_chunk(one, maps, valid)
+
+
+def high_percentile(values: Float[np.ndarray, "n 2 p"], percent: float) -> PerAxis:
+    """Percentile (linear interpolation, as numpy's) of the values that are not negative, along the last axis.
+
+    Only the few largest values are sorted, which is what makes it cheap near 100 %.
+    """
+    count = (values >= 0).sum(axis=-1)
+    above = (count - 1) * (1 - percent / 100)  # places below the largest
+    size = min(int(np.ceil(max(above.max(initial=0), 0))) + 2, values.shape[-1])
+    top = np.sort(np.partition(values, values.shape[-1] - size, axis=-1)[..., -size:], axis=-1)[..., ::-1]
+    place = np.clip(above, 0, size - 1)
+    low = np.minimum(np.floor(place).astype(np.int64), size - 2)
+    a, b = (np.take_along_axis(top, i[..., None], axis=-1)[..., 0] for i in (low, low + 1))
+    found = a + (b - a) * (place - low)
+    return np.where(count > 0, np.where(count > 1, found, top[..., 0]), np.nan)
 
 
 def kpis(maps: Maps, valid: Mask) -> dict[str, PerWafer]:

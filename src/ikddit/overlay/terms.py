@@ -165,6 +165,54 @@ def orthonormal(basis: Basis) -> tuple[Float[np.ndarray, "2 t 64 64"], Float[np.
     return patterns, np.stack(back)
 
 
+@dataclass(frozen=True)
+class Fitter:
+    """Least-squares fits of one model to many maps with the same n masks; the normal equations are built once."""
+
+    basis: Basis
+    patterns: Float[np.ndarray, "2 t p"]
+    """Orthonormal patterns on the usable pixels."""
+    back: Float[np.ndarray, "2 t t"]
+    weight: Shaped[np.ndarray, "n p"]
+    gram: Float[np.ndarray, "n 2 t t"]
+
+    @classmethod
+    def of(cls, basis: Basis, valid: Shaped[np.ndarray, "n 64 64"], ridge: float = 0.0) -> "Fitter":
+        """Build the normal equations of each mask; arguments and errors as in `fit_terms`."""
+        if ridge < 0:
+            raise ValueError(f"ridge is {ridge}, expected 0 or more")
+        usable = wafer_grid().usable
+        patterns, back = orthonormal(basis)
+        columns = patterns[:, :, usable]
+        terms, marks = columns.shape[1:]
+        products = [(c[:, None] * c[None]).reshape(terms * terms, -1).T for c in columns]
+        weight = valid[:, usable] != 0
+        gram = np.empty((len(valid), 2, terms, terms))
+        for start in range(0, len(valid), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            for axis in (0, 1):
+                made = (weight[part].astype(np.float64) @ products[axis]).reshape(-1, terms, terms) / marks
+                gram[part, axis] = made + ridge * np.eye(terms)
+                _refuse_undetermined(gram[part, axis], weight[part], start)
+        return cls(basis, columns, back, weight, gram)
+
+    def coefficients(self, maps: Shaped[np.ndarray, "n 2 64 64"]) -> Float[np.ndarray, "n 2 t"]:
+        """Coefficients of the orthonormal patterns: nm, each the RMS over the wafer of what it does to an axis."""
+        usable = wafer_grid().usable
+        out = np.empty(self.gram.shape[:3])
+        for start in range(0, len(maps), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            for axis in (0, 1):
+                values = np.where(self.weight[part], maps[part, axis][:, usable], 0.0).astype(np.float64)
+                right = values @ self.patterns[axis].T / usable.sum()
+                out[part, axis] = np.linalg.solve(self.gram[part, axis], right[..., None])[..., 0]
+        return out
+
+    def terms(self, maps: Shaped[np.ndarray, "n 2 64 64"]) -> Float[np.ndarray, "n 2 t"]:
+        """Terms in the units of `basis.units`."""
+        return np.asarray(np.einsum("nak,atk->nat", self.coefficients(maps), self.back))
+
+
 def fit_terms(
     basis: Basis,
     maps: Shaped[np.ndarray, "n 2 64 64"],
@@ -190,25 +238,7 @@ def fit_terms(
     >>> np.abs(fit_terms(linear_basis(6), shifted, np.ones((1, 64, 64)))).round(6).tolist()
     [[[3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]
     """
-    if ridge < 0:
-        raise ValueError(f"ridge is {ridge}, expected 0 or more")
-    usable = wafer_grid().usable
-    patterns, back = orthonormal(basis)
-    columns = patterns[:, :, usable]
-    terms = columns.shape[1]
-    products = [(c[:, None] * c[None]).reshape(terms * terms, -1).T for c in columns]
-    out = np.empty((len(maps), 2, terms))
-    for start in range(0, len(maps), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        weight = (valid[part][:, usable] != 0).astype(np.float64)
-        for axis in (0, 1):
-            values = np.where(weight != 0, maps[part, axis][:, usable], 0.0).astype(np.float64)
-            gram = (weight @ products[axis]).reshape(-1, terms, terms) / usable.sum()
-            gram += ridge * np.eye(terms)
-            _refuse_undetermined(gram, weight, start)
-            right = values @ columns[axis].T / usable.sum()
-            out[part, axis] = np.linalg.solve(gram, right[..., None])[..., 0] @ back[axis].T
-    return out
+    return Fitter.of(basis, valid, ridge).terms(maps)
 
 
 def _refuse_undetermined(gram: np.ndarray, weight: np.ndarray, start: int) -> None:
