@@ -55,7 +55,12 @@ def test_notebook_walks_from_the_model_to_the_speed_up(
     text = printed(notebook)
     assert "models/student: T/8" in text
     assert "INFO lot started" in text
-    for phrase in ("RMSE of the point forecast", "M3S x: forecast", "device cpu", "32 wafers, full / masked:"):
+    for phrase in (
+        "RMSE of the point forecast",
+        "M3S x: forecast",
+        "device cpu",
+        "32 wafers, full / masked:",
+    ):
         assert phrase in text
     images = [out for cell in notebook.cells for out in cell.get("outputs", []) if "data" in out]
     assert any("image/png" in out.data for out in images)

@@ -31,7 +31,7 @@ def fid_title(fid: Mapping[str, Any]) -> str:
     >>> fid_title({"fid": {"n": 24, "wafers": 6}, "settings": {"seed": 1, "device": "cpu"}})
     '24 generated maps of 6 wafers, seed 1, cpu'
     """
-    group = next((fid[name] for name in GROUPS if name in fid), {})
+    group: Mapping[str, Any] = next((fid[name] for name in GROUPS if name in fid), {})
     settings, reference = fid.get("settings", {}), fid.get("reference", {})
     parts = []
     if "n" in group:

@@ -110,7 +110,7 @@ class Chart:
     scale: Literal["linear", "log", "loglog"] = "linear"
     limits: tuple[float, float] | None = None
     """Of y."""
-    legend: str = "best"
+    legend: Literal["best", "lower right", "upper left"] = "best"
 
 
 def charts_figure(charts: Sequence[Chart], columns: int = 3, height: float = 2.7) -> Figure:
