@@ -152,17 +152,22 @@ def test_a_limit_nobody_exceeds_leaves_headers_and_no_false_pass(evidence, tmp_p
     assert header == "model,threshold,false_positive_rate,true_positive_rate"
 
 
-def test_a_student_that_repeats_train_is_found(evidence, fab) -> None:
-    assert tables.copy_metrics(evidence, small_fab(60, seed=5))["copy_share"] < 1.0
-    repeated = Generated(
-        evidence.measured.maps[:, None].repeat(2, 1), {}, evidence.generated.wafers, None, {}, {}
-    )
-    copied = tables.Evidence(
-        repeated, evidence.measured, evidence.baselines, evidence.m3s_samples, evidence.scores
-    )
-    # the measured test maps are themselves in `fab`: both are at distance 0 of it
-    found = tables.copy_metrics(copied, small_fab(60, seed=5))
-    assert found["nearest_train_ratio"] == pytest.approx(1.0)
+def test_a_student_that_repeats_train_is_found(evidence) -> None:
+    train = small_fab(60, seed=5)
+
+    def metrics_of(maps: np.ndarray) -> dict:
+        samples = maps[:, None].repeat(2, 1)
+        made = Generated(samples, {}, evidence.generated.wafers, None, {}, {})
+        spoiled = tables.Evidence(
+            made, evidence.measured, evidence.baselines, evidence.m3s_samples, evidence.scores
+        )
+        return tables.copy_metrics(spoiled, train)
+
+    honest = metrics_of(evidence.measured.maps)
+    assert honest == {"nearest_train_ratio": pytest.approx(1.0), "copy_share": pytest.approx(1 / 6)}
+    copied = metrics_of(train.map[:6])
+    assert copied["nearest_train_ratio"] < 0.5
+    assert copied["copy_share"] == 1.0
 
 
 def test_maps_of_other_wafers_or_missing_ones_are_refused(measured, tmp_path) -> None:
