@@ -8,7 +8,7 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow ablate test test-fast check ui services schedule models plots demo-retrain bench clean
+.PHONY: help install repro flow ablate test test-fast check ui services schedule models plots card demo-retrain bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ plots: $(STAMP) ## write dvc_plots/index.html, readable offline; REVS="main my-e
 
 demo-retrain: $(STAMP) ## play three months of retraining on the simulated fab (minutes)
 	python -m pipelines.demo_retrain
+
+card: $(STAMP) ## write docs/model-card.md anew from reports/
+	python -c 'from ikddit.evaluation.report.card import write_card; write_card()'
 
 bench: $(STAMP) ## print the benchmark ratios
 	python benchmarks/run.py

@@ -1,14 +1,20 @@
-"""Stage `report`: reports/index.html, one page for people, from what the other stages wrote."""
+"""Stage `report`: reports/index.html, reports/figures/ and docs/model-card.md from what the other stages wrote."""
 
 import subprocess
 
 from ikddit.console import run_plainly
-from ikddit.evaluation.report import write_report
+from ikddit.evaluation.report.card import write_card
+from ikddit.evaluation.report.page import write_report
+from ikddit.evaluation.report.sources import Origin
+from ikddit.params import load_params
 
 
 def main() -> None:
-    """Read reports/ and data/, write reports/index.html."""
-    write_report(commit=code_version())
+    """Read reports/ and data/, write the page, its figures and the model card."""
+    params = load_params()
+    register = params.register_
+    write_report(origin=Origin(code_version(), params.seed, register.experiment, register.model_name))
+    write_card()
 
 
 def code_version() -> str | None:

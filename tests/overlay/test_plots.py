@@ -79,6 +79,16 @@ def test_vectors_have_a_10_nm_key_and_point_as_measured(wafer: tuple[np.ndarray,
     assert (arrows.U[0], arrows.V[0]) == (wafer[0][0, row, col], wafer[0][1, row, col])
 
 
+def test_vectors_of_errors_have_a_key_of_their_own(wafer: tuple[np.ndarray, np.ndarray]) -> None:
+    from matplotlib.quiver import Quiver, QuiverKey
+
+    panels = [Panel("error", wafer[0], kind=kind, vectors=True) for kind in ("map", "error")]
+    children = [artist for ax in panel_figure(panels).axes for artist in ax.get_children()]
+    assert [a.label for a in children if isinstance(a, QuiverKey)] == ["10 nm", "3 nm"]
+    on_map, of_error = (a.scale for a in children if isinstance(a, Quiver))
+    assert of_error == pytest.approx(0.3 * on_map)
+
+
 def test_flyers_are_red_crosses_at_their_place(wafer: tuple[np.ndarray, np.ndarray]) -> None:
     figure = wafer_figure(*wafer)
     crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]

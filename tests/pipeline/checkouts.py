@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_COPIED = ("tests/", "docs/", "benchmarks/", "reports/", "dvc.lock")
 """No stage needs these; results of the full profile would only stand in the way."""
 
+RUNS = "reports/ablations/"
+"""Committed tables of runs, which stage report reads and no stage writes."""
+
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
@@ -62,7 +65,7 @@ def copy_checkout(folder: Path) -> Path:
     """Copy this project as it is now (committed or not) into a new git repository, with the tiny profile."""
     listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in listed:
-        if (ROOT / name).is_file() and not name.startswith(NOT_COPIED):
+        if (ROOT / name).is_file() and (name.startswith(RUNS) or not name.startswith(NOT_COPIED)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     yaml = YAML()

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.generated import Generated, wafers_of
@@ -18,7 +18,7 @@ from ikddit.evaluation.scores import point_scores, r2
 from ikddit.evaluation.uncertainty import EnsembleScores, m3s_coverage
 from ikddit.overlay import kpi
 
-SHOWN = 8
+SHOWN = 12
 """Wafers of the showcase that the report draws."""
 
 
@@ -97,10 +97,23 @@ def unseen_metrics(
     return {"n": len(part.maps), **scores}
 
 
+def shown_rows(rmse_nm: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " k"]:
+    """Rows of at most `count` wafers to draw: best, median and worst by RMSE, the others evenly spaced in time.
+
+    >>> shown_rows(np.array([3.0, 1.0, 2.0, 9.0, 4.0, 5.0, 6.0]), 5)
+    array([0, 1, 3, 4, 6])
+    """
+    order = np.argsort(rmse_nm, kind="stable")
+    chosen = {int(row) for row in (order[[0, (len(order) - 1) // 2, -1]] if len(order) else ())}
+    free = np.array([row for row in range(len(order)) if row not in chosen], int)
+    places = np.linspace(0, len(free) - 1, max(0, min(count - len(chosen), len(free)))).round().astype(int)
+    return np.array(sorted(chosen | set(free[places].tolist())), int)
+
+
 def showcase(generated: Generated, measured: Measured) -> dict[str, np.ndarray]:
-    """Maps of a few wafers, even in time, for the report to draw, nm."""
-    count = len(measured.maps)
-    shown = np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int)
+    """Maps of a few wafers for the report to draw, nm; see `shown_rows`."""
+    rmse = kpi.rmse_per_wafer_nm(generated.points["given"], measured.maps, measured.valid)
+    shown = shown_rows(rmse, SHOWN)
     samples = generated.samples[shown].astype(np.float32)
     return {
         "barcodes": np.array([measured.split.barcode[i] for i in shown]),

@@ -171,7 +171,7 @@ def small_multiples(charts: list[Chart], maintenance: dict[str, list[pd.Timestam
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from ikddit.evaluation.figures import INK, LINE, plain_axes
+    from ikddit.evaluation.report.figures import COLOURS, INK, plain_axes
 
     scanners = sorted({chart.scanner for chart in charts})
     chucks = sorted({chart.chuck for chart in charts})
@@ -189,11 +189,15 @@ def small_multiples(charts: list[Chart], maintenance: dict[str, list[pd.Timestam
         judged = ~chart.reference
         if judged.any():
             ax.axvspan(
-                chart.start[judged][0], chart.start[-1] + pd.Timedelta(days=7), color=LINE, alpha=0.1, lw=0
+                chart.start[judged][0],
+                chart.start[-1] + pd.Timedelta(days=7),
+                color=COLOURS[0],
+                alpha=0.1,
+                lw=0,
             )
         for limit in (chart.low, chart.high):
             ax.plot(chart.start, limit, color=INK, linewidth=0.6, linestyle="--", alpha=0.8)
-        ax.plot(chart.start, chart.value, color=LINE, linewidth=0.8, marker=".", markersize=3)
+        ax.plot(chart.start, chart.value, color=COLOURS[0], linewidth=0.8, marker=".", markersize=3)
         ax.plot(chart.start, chart.ewma, color="#c07a1d", linewidth=1.3)
         for mask, marker in ((chart.outside, "o"), (chart.drifting & ~chart.outside, "D")):
             ax.plot(
@@ -216,8 +220,8 @@ def build_page(found: Monitoring, params: ControlParams) -> str:
     """The page as one string: no network, no file beside it."""
     from jinja2 import Environment, StrictUndefined
 
-    from ikddit.evaluation.figures import inline_svg
-    from ikddit.evaluation.report import number
+    from ikddit.evaluation.report.figures import inline_svg
+    from ikddit.evaluation.report.text import number
 
     sections = []
     for metric, title in METRICS.items():
@@ -239,10 +243,9 @@ def build_page(found: Monitoring, params: ControlParams) -> str:
                     "n": len(charts),
                 }
             )
-    report = (resources.files("ikddit.evaluation") / "templates" / "report.html.j2").read_text(
+    style = (resources.files("ikddit.evaluation.report") / "templates" / "page.css").read_text(
         encoding="utf-8"
     )
-    style = report.split("<style>")[1].split("</style>")[0]
     text = (resources.files("ikddit.monitoring") / "templates" / "monitoring.html.j2").read_text(
         encoding="utf-8"
     )

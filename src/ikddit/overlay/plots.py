@@ -1,6 +1,6 @@
 """Wafer maps as overlay engineers draw them (matplotlib; imported only here).
 
-Heat maps of dx and dy in a diverging scale with fixed, symmetric limits in nm, vectors with a 10 nm key,
+Heat maps of dx and dy in a diverging scale with fixed, symmetric limits in nm, vectors with a 10 nm key (errors: 3 nm),
 exposure fields, wafer edge, flagged marks in red. Figures are made without pyplot, so nothing global
 changes, and are written without dates or random ids: same input, same bytes.
 """
@@ -25,8 +25,10 @@ DIVERGING = "PuOr_r"
 SEQUENTIAL = "viridis"
 """For sigma."""
 KEY_NM = 10.0
+ERROR_KEY_NM = 3.0
+"""Of the vectors of errors, which are too short to be seen on the scale of the maps."""
 KEY_MM = 45.0
-"""Length of the 10 nm key on the wafer."""
+"""Length of the key on the wafer."""
 FLAGGED = "#e00000"
 Kind = Literal["map", "error", "sigma"]
 _NICE = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
@@ -185,7 +187,8 @@ def _heat(ax: Axes, panel: Panel, axis: int, limits: Limits, ink: str) -> None:
 
 
 def _vectors(ax: Axes, panel: Panel, ink: str, every: int = 3) -> None:
-    """Arrows at every third mark (each way), all at one scale; flagged marks as red crosses."""
+    """Arrows at every third mark (each way), all of a kind at one scale; flagged marks as red crosses."""
+    key_nm = ERROR_KEY_NM if panel.kind == "error" else KEY_NM
     grid = wafer_grid()
     thin = np.zeros_like(grid.usable)
     thin[every // 2 :: every, every // 2 :: every] = True
@@ -200,13 +203,13 @@ def _vectors(ax: Axes, panel: Panel, ink: str, every: int = 3) -> None:
         panel.values[1][at],
         angles="xy",
         scale_units="xy",
-        scale=KEY_NM / KEY_MM,
+        scale=key_nm / KEY_MM,
         width=0.006,
         color=ink,
         clip_on=False,
     )
     ax.quiverkey(
-        arrows, 0.9, -0.02, KEY_NM, f"{KEY_NM:g} nm", labelcolor=ink, color=ink, fontproperties={"size": 8}
+        arrows, 0.9, -0.02, key_nm, f"{key_nm:g} nm", labelcolor=ink, color=ink, fontproperties={"size": 8}
     )
     if panel.flagged is not None and panel.flagged.any():
         x, y = grid.x_mm[panel.flagged], grid.y_mm[panel.flagged]

@@ -30,8 +30,8 @@ OTHER_METRICS = {
     "ingest": Path("reports/ingest.json"),
 }
 """Prefix in MLflow -> file; those that exist are logged."""
-ARTIFACTS = ("params.yaml", "dvc.lock", "reports/*.json", "reports/*.html")
-PLOT_FOLDERS = ("reports/train", "reports/evaluation", "reports/ablations")
+ARTIFACTS = ("params.yaml", "dvc.lock", "docs/model-card.md", "reports/*.json", "reports/*.html")
+PLOT_FOLDERS = ("reports/train", "reports/evaluation", "reports/ablations", "reports/figures")
 LARGEST_ARTIFACT = 32 * 2**20
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml", "pyproject.toml", "constraints.txt")
 TIMES = ("masked.speedup",)

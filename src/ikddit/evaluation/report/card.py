@@ -1,0 +1,84 @@
+"""The model card, docs/model-card.md: who the model is for and how good it is, from the committed reports alone."""
+
+from pathlib import Path
+from typing import Any
+
+from ikddit import atomic
+from ikddit.console import log
+from ikddit.errors import InputError
+from ikddit.evaluation.report import tables
+from ikddit.evaluation.report.fid import fid_rows, fid_title
+from ikddit.evaluation.report.sources import Sources, read_tables
+from ikddit.evaluation.report.summary import ABLATED, Ablation, ablation, modes
+from ikddit.evaluation.report.templates import environment
+from ikddit.evaluation.scores import ome_name
+from ikddit.params import Params, load_params
+
+CARD = Path("docs/model-card.md")
+REPORTS = {
+    "metrics": "evaluation/metrics.json",
+    "serving": "evaluation/serving.json",
+    "fid": "evaluation/fid.json",
+    "baselines": "baselines.json",
+    "ingest": "ingest.json",
+    "validation": "validation.json",
+    "training": "train/summary.json",
+    "timing": "timing.json",
+}
+
+
+def build_card(reports: Path | str, params: Params) -> str:
+    """The card as Markdown: the same for the same committed files, so that a test can hold it to them.
+
+    Args:
+        reports: a folder like reports/; what is missing there is said in the card.
+        params: the run's.
+
+    Raises:
+        InputError: evaluation/metrics.json or baselines.json is missing.
+    """
+    folder = Path(reports)
+    found: dict[str, Any] = {}
+    for name, path in REPORTS.items():
+        found[name] = atomic.read_json(folder / path) if (folder / path).exists() else None
+    for name in ("metrics", "baselines"):
+        if found[name] is None:
+            raise InputError(str(folder / REPORTS[name]), "file", "missing", "run `dvc repro evaluate`")
+    sources = Sources(**found)
+    tau = tables.tau_of(sources.metrics)
+    runs = [ablation(name, rows) for name, rows in read_tables(folder / "ablations").items()]
+    return (
+        environment(escape=False)
+        .get_template("card.md.j2")
+        .render(
+            s=sources,
+            p=params,
+            verdict=tables.verdict(sources.metrics),
+            get=lambda name: tables.lookup(sources.metrics, name),
+            rows=tables.comparison(sources),
+            tau=tau,
+            ome=ome_name(tau),
+            seeds=seeds_of(runs),
+            ablated=ABLATED,
+            modes=modes(sources.timing or {}),
+            fid=fid_rows(sources.fid or {}),
+            fid_title=fid_title(sources.fid or {}),
+        )
+    )
+
+
+def seeds_of(runs: list[Ablation]) -> Ablation | None:
+    """The runs in which nothing but the seed differs, if there are any."""
+    return next((a for a in runs if not a.swept and len(a.groups) == 1 and a.groups[0].runs > 1), None)
+
+
+def write_card(root: Path | str = ".", params: Params | None = None) -> Path:
+    """Write docs/model-card.md under `root` from its reports/.
+
+    Raises:
+        InputError: see `build_card`.
+    """
+    root = Path(root)
+    atomic.write_text(root / CARD, build_card(root / "reports", params or load_params()))
+    log.info("report: %s", root / CARD)
+    return root / CARD

@@ -1,0 +1,77 @@
+"""fid.json as a table: what was measured between generated and measured maps, beside two halves of the latter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ikddit.evaluation.report.tables import flat
+
+GROUPS = ("fid15k", "fid")
+"""The Frechet distances stand in one of these; the first means 15,000 maps."""
+NOT_FIGURES = ("reference", "weights", "settings")
+COUNTS = ("n", "wafers")
+
+
+@dataclass(frozen=True)
+class FidRow:
+    """One figure."""
+
+    name: str
+    """As in fid.json, dotted."""
+    value: float
+    interval: tuple[float, float] | None
+    sd: float | None
+    halves: float | None
+    """The same figure between two halves of the measured maps."""
+
+
+def fid_title(fid: Mapping[str, Any]) -> str:
+    """What the figures are of, in words.
+
+    >>> fid_title({"fid": {"n": 24, "wafers": 6}, "settings": {"seed": 1, "device": "cpu"}})
+    '24 generated maps of 6 wafers, seed 1, cpu'
+    """
+    group: Mapping[str, Any] = next((fid[name] for name in GROUPS if name in fid), {})
+    settings, reference = fid.get("settings", {}), fid.get("reference", {})
+    parts = []
+    if "n" in group:
+        wafers = f" of {group['wafers']:,} wafers" if "wafers" in group else ""
+        parts.append(f"{group['n']:,} generated maps{wafers}")
+    if isinstance(reference, Mapping) and "n" in reference:
+        parts.append(f"{reference['n']:,} measured maps")
+    parts += [f"seed {settings['seed']}"] if "seed" in settings else []
+    parts += [str(settings["device"])] if "device" in settings else []
+    return ", ".join(parts)
+
+
+def fid_rows(fid: Mapping[str, Any]) -> list[FidRow]:
+    """Every figure with its interval or standard deviation.
+
+    >>> rows = fid_rows({"fid": {"n": 4, "a": 2.0, "a_low": 1.0, "a_high": 3.0}, "kid": 0.5, "kid_sd": 0.1})
+    >>> [(row.name, row.value, row.interval, row.sd) for row in rows]
+    [('fid.a', 2.0, (1.0, 3.0), None), ('kid', 0.5, None, 0.1)]
+    """
+    numbers = {
+        name: value
+        for name, value in flat({k: v for k, v in fid.items() if k not in NOT_FIGURES})
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    reference = fid.get("reference")
+    halves = dict(flat(reference.get("halves", {}))) if isinstance(reference, Mapping) else {}
+    rows = []
+    for name, value in numbers.items():
+        base = name.rsplit("_", 1)[0]
+        if name.rsplit(".", 1)[-1] in COUNTS or (name.endswith(("_low", "_high", "_sd")) and base in numbers):
+            continue
+        low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+        alike = halves.get(name, halves.get(name.split(".", 1)[-1]))
+        rows.append(
+            FidRow(
+                name,
+                float(value),
+                None if low is None or high is None else (float(low), float(high)),
+                numbers.get(f"{name}_sd"),
+                float(alike) if isinstance(alike, int | float) else None,
+            )
+        )
+    return rows
