@@ -256,6 +256,7 @@ def m3s_figure(
 
 
 def plain_axes(ax: Axes) -> None:
+    """Ticks and the left and bottom spine in the page's text colour; no box."""
     ax.tick_params(colors=INK, which="both", labelsize=8)
     for name, spine in ax.spines.items():
         spine.set_color(INK)
