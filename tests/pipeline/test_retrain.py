@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from checkouts import git, wait_until
 
-SHIFT_NM = 6.0
+LOTS, SCANNER, SHIFT_NM = 60, "LITH04", 8.0
 
 
 def champion(folder: Path) -> int | None:
@@ -43,7 +43,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     from pipelines.process import dvc_command
 
     folder = tmp_path_factory.mktemp("play") / "checkout"
-    play = Play(Path(__file__).with_name("tiny_retrain.yaml"), lots=40, shift_nm=SHIFT_NM)
+    play = Play(Path(__file__).with_name("tiny_retrain.yaml"), lots=LOTS, scanner=SCANNER, shift_nm=SHIFT_NM)
     make_checkout(folder, play.profile)
     make_champion(folder)
     left: dict[str, Any] = {"status": git(folder, "status", "--porcelain")}
@@ -82,7 +82,7 @@ def test_shifted_scanner_is_seen_and_the_challenger_promoted(played: tuple[Path,
     assert record["decision"] == "promoted", record["reasons"]
     assert record["triggers"] == ["drift", "error"]
     drifted = {(m["scanner_id"], m["term"]) for m in record["drift"]["maps"] if m["drifted"]}
-    assert drifted == {("LITH03", "Tx"), ("LITH03", "Ty")}
+    assert drifted == {(SCANNER, "Tx"), (SCANNER, "Ty")}
     outcome = record["comparison"]
     assert outcome["challenger_rmse_nm"] < outcome["champion_rmse_nm"]
     assert outcome["low_nm"] > 0
@@ -140,7 +140,7 @@ def test_corrupt_month_is_stopped_at_the_gate(played: tuple[Path, dict[str, Any]
     folder, left = played
     record = left["month-3"]
     assert record["decision"] == "stopped at the gate"
-    assert record["drops"][0]["quarantined"] == 500
+    assert record["drops"][0]["quarantined"] == LOTS // 2 * 25
     assert "quarantined" in record["reasons"][0]
     assert record["now"] == 2
     assert sorted(os.listdir(folder / "data" / "months")) == ["month-1", "month-2"]
