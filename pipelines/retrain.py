@@ -190,7 +190,9 @@ def _retrain(root: Path, params: Params, incoming: str | None, force: bool, say:
     # Last of all: until here a killed run finds its deliveries where they were, and begins again.
     for drop in judged:
         put_away(paths[drop.name], root / (MONTHS if drop.passed else REFUSED), drop)
-    shutil.rmtree(root / WORK / "gate", ignore_errors=True)
+        # Report and quarantine of a refused one stay: its reason points to them.
+        gate = root / WORK / "gate" / drop.name
+        shutil.rmtree(gate if drop.passed else gate / "records", ignore_errors=True)
     return record
 
 

@@ -142,6 +142,7 @@ def test_corrupt_month_is_stopped_at_the_gate(played: tuple[Path, dict[str, Any]
     assert record["decision"] == "stopped at the gate"
     assert record["drops"][0]["quarantined"] == LOTS // 2 * 25
     assert "quarantined" in record["reasons"][0]
+    assert (folder / ".ikddit" / "retrain" / "gate" / "month-3" / "report" / "index.html").is_file()
     assert record["now"] == 2
     assert sorted(os.listdir(folder / "data" / "months")) == ["month-1", "month-2"]
     assert (folder / "data" / "refused" / "month-3").is_dir()
