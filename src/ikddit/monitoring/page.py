@@ -165,8 +165,11 @@ def figure_text(metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if metric in SHARES else f"{value:.3f}"
 
 
-def small_multiples(charts: list[Chart], maintenance: dict[str, list[pd.Timestamp]]) -> Any:
-    """One metric of all machines as a Matplotlib figure: a row per scanner, a column per chuck, one scale."""
+def small_multiples(charts: list[Chart], maintenance: dict[str, list[pd.Timestamp]], period_days: int) -> Any:
+    """One metric of all machines as a Matplotlib figure: a row per scanner, a column per chuck, one scale.
+
+    Judged periods are shaded, up to the end of the last one.
+    """
     import matplotlib.dates as mdates
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -190,7 +193,7 @@ def small_multiples(charts: list[Chart], maintenance: dict[str, list[pd.Timestam
         if judged.any():
             ax.axvspan(
                 chart.start[judged][0],
-                chart.start[-1] + pd.Timedelta(days=7),
+                chart.start[-1] + pd.Timedelta(days=period_days),
                 color=COLOURS[0],
                 alpha=0.1,
                 lw=0,
@@ -228,7 +231,7 @@ def build_page(found: Monitoring, params: ControlParams) -> str:
         charts = [chart for chart in found.charts if chart.metric == metric]
         if charts:
             alt = f"{title}: one chart per scanner and chuck, points by period, EWMA and control limits."
-            svg = inline_svg(small_multiples(charts, found.maintenance), metric, alt)
+            svg = inline_svg(small_multiples(charts, found.maintenance, params.period_days), metric, alt)
             inside = all(
                 bool(c.reference[0] and c.start[c.reference][-1] < found.reference_until) for c in charts
             )
