@@ -17,8 +17,9 @@ import torch
 from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.diffusion.sampler import DDPM_STEPS
+from ikddit.evaluation.embedding_distance import frechet_embedding
+from ikddit.evaluation.inputs import take
 from ikddit.evaluation.scores import evaluation_subset
-from ikddit.evaluation.student import frechet_embedding, take
 from ikddit.generator import Generator
 from ikddit.overlay import kpi
 

@@ -11,12 +11,10 @@ it was. A failed run is named in the table and stops no other one.
 import argparse
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +27,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from ikddit.checkout import checkout_root
 from ikddit.errors import IkdditError
 from pipelines.ablation_report import draw, markdown, summary_lines, write_document
+from pipelines.clones import remove_dead_clones
 from pipelines.collect import row_of, write_rows
 from pipelines.process import CommandError, dvc_command, run_command, stop_running
 from pipelines.sweeps import Run, expand, read_definitions
@@ -39,7 +38,6 @@ BUSY = "Unable to acquire lock"
 """DVC says so where two of its processes start in the same moment."""
 TRIES = 5
 FOLDER = Path("reports/ablations")
-CLONES = Path(".dvc/tmp/exps/standalone")
 _stopping = threading.Event()
 
 
@@ -86,29 +84,6 @@ def require_committed(root: Path) -> None:
     if changed:
         files = ", ".join(line[3:] for line in changed.splitlines()[:5])
         raise IkdditError(f"not in any commit: {files}; commit or undo it, then start the sweep again")
-
-
-def remove_dead_clones(root: Path) -> list[str]:
-    """Remove the clones that stopped or killed experiments left in DVC's folder; returns their names.
-
-    A clone lives while a process works in it, or while it is younger than a minute: DVC makes one before it runs
-    anything there.
-    """
-    import psutil
-
-    working = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            working.append(process.cwd())
-    dead = [
-        clone
-        for clone in (root / CLONES).glob("tmp*")
-        if time.time() - clone.stat().st_mtime > 60.0
-        and not any(Path(place).is_relative_to(clone.resolve()) for place in working if place)
-    ]
-    for clone in dead:
-        shutil.rmtree(clone, ignore_errors=True)
-    return [clone.name for clone in dead]
 
 
 def stop_orphans(root: Path, names: Sequence[str]) -> list[str]:

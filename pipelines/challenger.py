@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,10 +11,10 @@ from typing import Any
 import psutil
 
 from ikddit.atomic import read_json, write_json
+from pipelines.clones import remove_dead_clones
 from pipelines.deliveries import RAW
 from pipelines.process import CommandError, dvc_command, run_command
 
-TEMPORARY = ".dvc/tmp/exps/standalone"
 CHILD = ".ikddit/retrain/child.json"
 """Process group of the running experiment, so that the next run can end what a killed one left behind."""
 DVC_FILE = f"{RAW}.dvc"
@@ -99,11 +98,8 @@ def clean_up(root: Path, say: Callable[[str], object]) -> None:
                     process.kill()
             psutil.wait_procs(left, timeout=10)
         (root / CHILD).unlink(missing_ok=True)
-    busy = _working_folders()
-    for clone in (root / TEMPORARY).glob("tmp*"):
-        if not any(folder.is_relative_to(clone) for folder in busy):
-            shutil.rmtree(clone, ignore_errors=True)
-            say(f"removed the clone of a dead experiment: {clone.name}")
+    for clone in remove_dead_clones(root, spare_s=0.0):
+        say(f"removed the clone of a dead experiment: {clone}")
     if git(root, "ls-files", "--", DVC_FILE) and staged_only(root):
         forget_data_file(root, tracked=False)
 
@@ -118,14 +114,6 @@ def _group(leader: int, created: float) -> list[psutil.Process]:
     if any(p.pid == leader and abs(p.create_time() - created) > 1.0 for p in found):
         return []
     return found
-
-
-def _working_folders() -> list[Path]:
-    folders = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            folders.append(Path(process.cwd()))
-    return folders
 
 
 def experiment_commit(root: Path, experiment: str) -> str | None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ikddit.atomic import read_json
 from ikddit.dataset.arrow import PreparedSplit
+from ikddit.evaluation.inputs import take
 from ikddit.evaluation.scores import evaluation_subset
-from ikddit.evaluation.student import take
 from ikddit.monitoring.drift import lot_codes, machine_names, measure_drift
 from ikddit.monitoring.paired import compare
 from ikddit.overlay import kpi

@@ -30,7 +30,8 @@ def tags(folder: Path, version: int) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The checkout of the play, and what each month left: records, and what was seen after the kill."""
-    from pipelines.challenger import CHILD, TEMPORARY
+    from pipelines.challenger import CHILD
+    from pipelines.clones import CLONES
     from pipelines.demo_retrain import (
         MONTHS,
         Play,
@@ -54,7 +55,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     with log.open("wb") as out:
         command = [sys.executable, "-m", "pipelines.retrain"]
         flow = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
-        clones = folder / TEMPORARY
+        clones = folder / CLONES
         wait_until(
             lambda: (folder / CHILD).exists() and any(clones.glob("tmp*/reports/ingest.json")), 300, log
         )

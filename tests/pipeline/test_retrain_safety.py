@@ -77,7 +77,8 @@ def test_experiment_sees_the_new_data_and_leaves_branch_index_and_workspace_alon
 
 
 def test_what_a_killed_run_left_is_ended_and_removed(repository: Path, clean_env: dict[str, str]) -> None:
-    from pipelines.challenger import CHILD, TEMPORARY, clean_up
+    from pipelines.challenger import CHILD, clean_up
+    from pipelines.clones import CLONES
 
     (repository / "params.yaml").write_text("data: {raw: data/old}\nsleep_s: 300\n")
     git(repository, "commit", "-qam", "slow")
@@ -99,19 +100,20 @@ def test_what_a_killed_run_left_is_ended_and_removed(repository: Path, clean_env
     flow.kill()
     flow.wait()
     assert psutil.pid_exists(stage)
-    assert list((repository / TEMPORARY).glob("tmp*"))
+    assert list((repository / CLONES).glob("tmp*"))
     clean_up(repository, lambda line: None)
     wait_until(lambda: not psutil.pid_exists(stage), 20, log)
-    assert not list((repository / TEMPORARY).glob("tmp*"))
+    assert not list((repository / CLONES).glob("tmp*"))
     assert not git(repository, "ls-files", "data/raw.dvc")
     assert not (repository / "data" / "raw.dvc").exists()
     assert (repository / "data" / "raw" / "a.txt").is_file()
 
 
 def test_clone_in_which_somebody_works_is_not_removed(repository: Path) -> None:
-    from pipelines.challenger import TEMPORARY, clean_up
+    from pipelines.challenger import clean_up
+    from pipelines.clones import CLONES
 
-    mine, dead = (repository / TEMPORARY / name for name in ("tmpalive", "tmpdead"))
+    mine, dead = (repository / CLONES / name for name in ("tmpalive", "tmpdead"))
     mine.mkdir(parents=True)
     dead.mkdir()
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], cwd=mine) as worker:

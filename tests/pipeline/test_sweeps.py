@@ -136,7 +136,7 @@ def test_sources_that_no_commit_holds_are_refused(repository: Path) -> None:
 
 
 def test_clones_that_nobody_works_in_are_removed(tmp_path: Path) -> None:
-    from pipelines.ablate import CLONES, remove_dead_clones
+    from pipelines.clones import CLONES, remove_dead_clones
 
     clones = [tmp_path / CLONES / name for name in ("tmpdead", "tmpbusy", "tmpnew", "run")]
     for clone in clones:
@@ -176,8 +176,8 @@ def test_experiments_of_a_killed_sweep_are_stopped(tmp_path: Path) -> None:
 def test_a_sweep_that_is_alive_is_left_alone(tmp_path: Path) -> None:
     from pipelines.ablate import stop_orphans
 
-    keep = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {IDLE!r}, *sys.argv[2:]])"
-    command = [sys.executable, "-c", keep, "pipelines.ablate", *EXPERIMENT]
+    keep = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {IDLE!r}, *{EXPERIMENT!r}])"
+    command = [sys.executable, "-c", keep, "pipelines.ablate"]
     with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as flow:
         parent = psutil.Process(flow.pid)
         deadline = time.monotonic() + 30
