@@ -18,8 +18,10 @@ FID: dict[str, Any] = {
     },
     "sfid": 3.5,
     "kid_embedding": 0.0012,
-    "kid_embedding_sd": 0.0004,
-    "reference": {"n": 2325, "halves": {"n": 1162, "embedding": 0.011, "kid_embedding": 0.0}},
+    "kid_embedding_subset_sd": 0.0004,
+    "reference": {
+        "n": 2325, "halves": {"n": 1162, "embedding": 0.011, "kid_embedding": 0.0}, "test": {"n": 350, "embedding": 0.02},
+    },
     "weights": {"sha256": "ab" * 32},
     "settings": {"seed": 7, "device": "cpu"},
 }  # fmt: skip

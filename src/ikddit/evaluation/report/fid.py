@@ -1,4 +1,4 @@
-"""fid.json as a table: what was measured between generated and measured maps, beside two halves of the latter."""
+"""fid.json as a table: generated against measured maps, beside what measured maps have among themselves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ class FidRow:
     sd: float | None
     halves: float | None
     """The same figure between two halves of the measured maps."""
+    test: float | None
+    """The same figure of the test split's measured maps against all measured maps."""
 
 
 def fid_title(fid: Mapping[str, Any]) -> str:
@@ -45,9 +47,9 @@ def fid_title(fid: Mapping[str, Any]) -> str:
 
 
 def fid_rows(fid: Mapping[str, Any]) -> list[FidRow]:
-    """Every figure with its interval or standard deviation.
+    """Every figure with its interval or standard deviation (of KID: over its subsets).
 
-    >>> rows = fid_rows({"fid": {"n": 4, "a": 2.0, "a_low": 1.0, "a_high": 3.0}, "kid": 0.5, "kid_sd": 0.1})
+    >>> rows = fid_rows({"fid": {"n": 4, "a": 2.0, "a_low": 1.0, "a_high": 3.0}, "kid": 0.5, "kid_subset_sd": 0.1})
     >>> [(row.name, row.value, row.interval, row.sd) for row in rows]
     [('fid.a', 2.0, (1.0, 3.0), None), ('kid', 0.5, None, 0.1)]
     """
@@ -56,22 +58,29 @@ def fid_rows(fid: Mapping[str, Any]) -> list[FidRow]:
         for name, value in flat({k: v for k, v in fid.items() if k not in NOT_FIGURES})
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    reference = fid.get("reference")
-    halves = dict(flat(reference.get("halves", {}))) if isinstance(reference, Mapping) else {}
+    halves, test = _measured(fid, "halves"), _measured(fid, "test")
     rows = []
     for name, value in numbers.items():
-        base = name.rsplit("_", 1)[0]
+        base = name.rsplit("_", 1)[0].removesuffix("_subset")
         if name.rsplit(".", 1)[-1] in COUNTS or (name.endswith(("_low", "_high", "_sd")) and base in numbers):
             continue
         low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
-        alike = halves.get(name, halves.get(name.split(".", 1)[-1]))
+        short = name.split(".", 1)[-1]
         rows.append(
             FidRow(
                 name,
                 float(value),
                 None if low is None or high is None else (float(low), float(high)),
-                numbers.get(f"{name}_sd"),
-                float(alike) if isinstance(alike, int | float) else None,
+                numbers.get(f"{name}_sd", numbers.get(f"{name}_subset_sd")),
+                halves.get(short),
+                test.get(short),
             )
         )
     return rows
+
+
+def _measured(fid: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Figures of measured against measured maps, by their names without a group."""
+    reference = fid.get("reference")
+    found = flat(reference.get(name) or {}) if isinstance(reference, Mapping) else []
+    return {key: float(value) for key, value in found if isinstance(value, int | float)}
