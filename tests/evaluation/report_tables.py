@@ -20,7 +20,8 @@ FID: dict[str, Any] = {
     "kid_embedding": 0.0012,
     "kid_embedding_subset_sd": 0.0004,
     "reference": {
-        "n": 2325, "halves": {"n": 1162, "embedding": 0.011, "kid_embedding": 0.0}, "test": {"n": 350, "embedding": 0.02},
+        "n": 2325, "halves": {"n": 1162, "embedding": 0.011, "kid_embedding": 0.0},
+        "test": {"n": 350, "embedding": 0.02},
     },
     "weights": {"sha256": "ab" * 32},
     "settings": {"seed": 7, "device": "cpu"},
