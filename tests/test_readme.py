@@ -87,6 +87,37 @@ def test_figures_of_the_distribution_are_those_of_metrics_json():
     )
 
 
+@pytest.mark.parametrize(
+    ("label", "name", "digits"),
+    [
+        ("FID, dims 768", "inception_768", 4),
+        ("FID, dims 192", "inception_192", 4),
+        ("FID, dims 64", "inception_64", 5),
+        ("Frechet distance, project's embedding", "embedding", 4),
+    ],
+)
+def test_distances_are_those_of_fid_json(label, name, digits):
+    found = json.loads(committed("reports/evaluation/fid.json"))
+    assert found["fid15k"]["n"] == 15_000
+    pair = (found["fid15k"][name], found["reference"]["test"][name])
+    assert cells(label) == [f"{value:.{digits}f}" for value in pair]
+
+
+def test_mask_ratios_are_those_of_the_committed_table():
+    rows = list(csv.DictReader(io.StringIO(committed("reports/ablations/mask.csv"))))
+    words = " ".join(README.split())
+    for dense, text in (("True", "({}, {}, {}, {} nm at 0, 25, 50, 70 %)"), ("False", "({}, {}, {}, {} nm)")):
+        means = [
+            statistics.fmean(
+                float(row["rmse_nm"])
+                for row in rows
+                if row["train.dense_path"] == dense and float(row["mask_ratio"]) == ratio
+            )
+            for ratio in (0.0, 0.25, 0.5, 0.7)
+        ]
+        assert text.format(*(f"{mean:.2f}" for mean in means)) in words
+
+
 def test_seeds_are_those_of_the_committed_table():
     rows = list(csv.DictReader(io.StringIO(committed("reports/ablations/seeds.csv"))))
     assert [row["seed"] for row in rows] == ["0", "1", "2"]
