@@ -30,6 +30,8 @@ from pipelines.process import CommandError, dvc_command, run_command
 PROFILE = Path(__file__).with_name("demo_retrain.yaml")
 LEFT_OUT = ("tests/", "docs/", "benchmarks/", "reports/", "dvc.lock")
 """Of the checkout: no stage needs them."""
+KEPT = "reports/ablations/"
+"""The report shows the tables that are in git."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def make_checkout(folder: Path, profile: Path) -> None:
     folder.mkdir(parents=True)
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in listed:
-        if name and (root / name).is_file() and not name.startswith(LEFT_OUT):
+        needed = name.startswith(KEPT) or not name.startswith(LEFT_OUT)
+        if name and needed and (root / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, folder / name)
     yaml = YAML()

@@ -27,6 +27,9 @@ def tags(folder: Path, version: int) -> dict[str, str]:
     return dict(client.get_model_version("ikddit", str(version)).tags)
 
 
+pytestmark = pytest.mark.xdist_group("retrain")  # one worker: the fixture is minutes of work
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The checkout of the play, and what each month left: records, and what was seen after the kill."""

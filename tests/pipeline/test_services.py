@@ -58,6 +58,9 @@ class Running:
         return json.load(urllib.request.urlopen(request, timeout=30))
 
 
+pytestmark = pytest.mark.xdist_group("services")  # one worker: the fixture is minutes of work
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]) -> Iterator[Running]:
     folder = make_toy_checkout(tmp_path_factory.mktemp("services"))

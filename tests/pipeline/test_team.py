@@ -31,6 +31,9 @@ def status(url: str, login: str | None = None) -> int:
         return 0
 
 
+pytestmark = pytest.mark.xdist_group("team")  # one worker: the fixture is minutes of work
+
+
 @pytest.fixture(scope="module")
 def database(clean_env: dict[str, str]) -> Iterator[str]:
     pytest.importorskip("psycopg2", reason="pip install -c constraints.txt -e '.[team]'")

@@ -20,7 +20,7 @@ from ikddit.registry.serve import serve_command, serve_environment
 from ikddit.registry.store import Store
 from made_generator import write_generator
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("served")]  # one worker: servers start once
 QUICK = {"n": 2, "steps": 2}
 RECORD = {"barcode": "W1", "scanner_id": "A", "prev_map": [0.5] * 8192, "log_features": [1.0, None]}
 
