@@ -12,7 +12,6 @@ import argparse
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from ikddit.errors import IkdditError
 from pipelines.ablation_report import draw, markdown, summary_lines, write_document
 from pipelines.clones import remove_dead_clones
 from pipelines.collect import row_of, write_rows
-from pipelines.process import CommandError, dvc_command, run_command, stop_running
+from pipelines.process import CommandError, dvc_command, git, run_command, stop_running
 from pipelines.sweeps import Run, expand, read_definitions
 
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
@@ -39,18 +38,6 @@ BUSY = "Unable to acquire lock"
 TRIES = 5
 FOLDER = Path("reports/ablations")
 _stopping = threading.Event()
-
-
-def git(root: Path, *arguments: str) -> str:
-    """Output of a git command.
-
-    Raises:
-        IkdditError: it failed.
-    """
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        raise IkdditError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.rstrip("\n")
 
 
 def finished(root: Path, names: Sequence[str]) -> dict[str, str]:

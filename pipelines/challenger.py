@@ -13,7 +13,7 @@ import psutil
 from ikddit.atomic import read_json, write_json
 from pipelines.clones import remove_dead_clones
 from pipelines.deliveries import RAW
-from pipelines.process import CommandError, dvc_command, run_command
+from pipelines.process import CommandError, dvc_command, git, run_command
 
 CHILD = ".ikddit/retrain/child.json"
 """Process group of the running experiment, so that the next run can end what a killed one left behind."""
@@ -121,15 +121,3 @@ def experiment_commit(root: Path, experiment: str) -> str | None:
     listed = git(root, "for-each-ref", "refs/exps", "--format=%(refname) %(objectname)")
     found = [line.split() for line in listed.splitlines()]
     return next((commit for ref, commit in found if ref.rpartition("/")[2] == experiment), None)
-
-
-def git(root: Path, *arguments: str) -> str:
-    """Run git and return what it says.
-
-    Raises:
-        CommandError: git failed; the message is git's.
-    """
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise CommandError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()

@@ -24,8 +24,7 @@ from ikddit.checkout import checkout_root
 from ikddit.console import configure_logging, log
 from ikddit.params import ShiftParams, SimulateParams, load_params
 from ikddit.simulator.writer import write_dataset
-from pipelines.challenger import git
-from pipelines.process import CommandError, dvc_command, run_command
+from pipelines.process import CommandError, dvc_command, git, run_command
 
 PROFILE = Path(__file__).with_name("demo_retrain.yaml")
 LEFT_OUT = ("tests/", "docs/", "benchmarks/", "reports/", "dvc.lock")

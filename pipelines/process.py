@@ -91,3 +91,15 @@ def dvc_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
     # Not resolved: the link in .venv/bin is what makes it this environment's Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return [sys.executable, "-m", "dvc", *arguments], {"PATH": path}
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Run git in a checkout and return what it says, without the last line break.
+
+    Raises:
+        CommandError: git failed; the message is git's.
+    """
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CommandError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.rstrip("\n")
