@@ -121,9 +121,11 @@ def ensure_heartbeat_rule() -> None:
     rule = heartbeat_rule(heartbeat_s)
     core = AutomationCore.model_validate(rule.model_dump(exclude={"id"}))
     with get_client(sync_client=True) as client:
-        for old in client.read_automations_by_name(HEARTBEAT_RULE):
-            client.delete_automation(old.id)
+        there = client.read_automations_by_name(HEARTBEAT_RULE)
         client.create_automation(core)
+        # Only now: a runner that is stopped in between must not leave the server without a rule.
+        for old in there:
+            client.delete_automation(old.id)
 
 
 def refuse_missing_server() -> None:

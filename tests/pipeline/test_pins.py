@@ -1,5 +1,6 @@
 """Versions that install together do not always run together (constraints.txt): the failures seen, tried."""
 
+import os
 import subprocess
 import sys
 import urllib.request
@@ -97,3 +98,18 @@ def test_installed_versions_are_the_pinned_ones() -> None:
     }
     assert wrong == {}
     assert {"prefect", "fastapi", "sqlalchemy", "torch", "torchvision"} <= pins.keys() & installed.keys()
+
+
+def test_tests_of_one_group_run_in_one_worker(tmp_path: Path, clean_env: dict[str, str]) -> None:
+    """pytest 9.2 takes no notice of pytest-xdist 3.8's groups, and costly fixtures are then made twice."""
+    lines = ["import os, pytest", "pytestmark = pytest.mark.xdist_group('one')"]
+    for number in range(6):
+        lines.append(f"def test_{number}(): print('by', os.environ['PYTEST_XDIST_WORKER'])")
+    (tmp_path / "test_grouped.py").write_text("\n".join(lines))
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-rP", "-c", os.devnull, str(tmp_path)],
+        cwd=tmp_path, env=clean_env, capture_output=True, text=True, timeout=120,
+    ).stdout  # fmt: skip
+    workers = [line for line in said.splitlines() if line.startswith("by ")]
+    assert len(workers) == 6, said
+    assert len(set(workers)) == 1, said

@@ -109,7 +109,8 @@ def test_one_command_starts_both_servers_and_says_where(running: Running) -> Non
 
 
 def test_a_schedule_fires_and_two_runners_never_work_at_once(running: Running) -> None:
-    log, stages = running.folder / "serve.log", running.folder / "stages.log"
+    log, second = running.folder / "serve.log", running.folder / "second.log"
+    stages = running.folder / "stages.log"
     serve = [sys.executable, "-m", "pipelines.serve", "reproduce", "--every", "4"]
 
     def done() -> bool:
@@ -117,7 +118,8 @@ def test_a_schedule_fires_and_two_runners_never_work_at_once(running: Running) -
 
     with background(serve, running.env, log, running.folder):
         wait_until(lambda: "reproduce/scheduled: every 4 s" in log.read_text(), 60, log)
-        with background(serve, running.env, running.folder / "second.log", running.folder):
+        with background(serve, running.env, second, running.folder):
+            wait_until(lambda: "reproduce/scheduled: every 4 s" in second.read_text(), 60, second)
             wait_until(done, 150, log)
     lines = [line.split() for line in stages.read_text().splitlines()]
     # A run takes longer than the interval, and two runners look for work: without limits they would overlap.

@@ -9,14 +9,19 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from isal import isal_zlib
+
 from ikddit.errors import InputError
 
 MAX_MEMBERS = 100_000
 """Files in one zip."""
 _MAX_DIRECTORY_BYTES = 32 << 20
+INFLATE_ERROR: type[Exception] = getattr(isal_zlib, "error")  # noqa: B009
+"""What ISA-L raises on damaged data; its stubs call the class an instance."""
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
+    INFLATE_ERROR,
     struct.error,
     EOFError,
     OSError,
@@ -47,7 +52,10 @@ class Container(NamedTuple):
 
     def name(self, member: str = "") -> str:
         """Name of a member for people; `all.zip!L1.zip!id_1.txt` for a zip inside a zip."""
-        return ("!" if self.is_zip else "/").join(filter(None, (self.path, self.inner, member)))
+        separator = "!" if self.is_zip else "/"
+        if self.path and member and not self.inner:  # nearly all
+            return f"{self.path}{separator}{member}"
+        return separator.join(filter(None, (self.path, self.inner, member)))
 
 
 class Member(NamedTuple):
@@ -160,10 +168,10 @@ def read_member(handle: BinaryIO, member: Member, max_bytes: int, file: str) -> 
             raise InputError(file, "zip", "damaged: directory and content do not agree", _AGAIN)
         data = body[name + extra :]
         if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            data = isal_zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except _ZIP_ERRORS as error:
         raise InputError(file, "zip", f"damaged: {error}", _AGAIN) from None
-    if len(data) != size or zlib.crc32(data) != crc:
+    if len(data) != size or isal_zlib.crc32(data) != crc:
         raise InputError(file, "zip", "damaged: wrong length or checksum", _AGAIN)
     return data
 

@@ -9,10 +9,12 @@ import struct
 import zlib
 
 import numpy as np
+from isal import isal_zlib
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
 from ikddit.errors import InputError
+from ikddit.mpom.archive import INFLATE_ERROR
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: "greyscale", 2: "RGB", 3: "palette", 4: "greyscale with alpha", 6: "RGB with alpha"}
@@ -59,13 +61,15 @@ def decode_png(data: bytes, size: int, file: str) -> UInt8[np.ndarray, "size siz
     """
     packed, interlaced = _pixel_data(data, size, file)
     try:
+        if not interlaced:
+            packed = _stored_again(packed, size * (1 + 3 * size), file)
         # Pillow's own PNG decoder, without its file reader, which costs a third of the time of a small image
         # (benchmarks/bench_ingest.py) and would walk the chunks again.
         image = Image.frombytes("RGB", (size, size), packed, "zip", ("RGB", interlaced))
         # Line by line R, G and B: put together channel by channel faster than from pixels.
         pixels = image.tobytes("raw", "RGB;L")
     # What Pillow raises on damaged pixel data is not one type.
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, INFLATE_ERROR, struct.error) as error:
         raise InputError(file, "content", f"damaged PNG: {error}", _REEXPORT) from None
     if len(pixels) != size * size * 3:
         raise InputError(
@@ -74,6 +78,19 @@ def decode_png(data: bytes, size: int, file: str) -> UInt8[np.ndarray, "size siz
     # One channel after the other in memory, which all that follows is faster on.
     planes = np.ascontiguousarray(np.frombuffer(pixels, np.uint8).reshape(size, 3, size).transpose(1, 0, 2))
     return planes.transpose(1, 2, 0)
+
+
+def _stored_again(packed: bytes, length: int, file: str) -> bytes:
+    """Inflate the filtered lines with ISA-L, in half of zlib's time, and wrap them uncompressed for Pillow."""
+    inflater = isal_zlib.decompressobj()
+    lines = inflater.decompress(packed, length + 1)
+    if len(lines) != length or not inflater.eof:
+        reason = f"damaged PNG: {len(lines)} bytes of lines, expected {length}"
+        raise InputError(file, "content", reason, _REEXPORT)
+    if length > 0xFFFF:
+        return zlib.compress(lines, 0)
+    block = struct.pack("<BHH", 1, length, length ^ 0xFFFF)  # the last one, stored
+    return b"".join((b"\x78\x01", block, lines, isal_zlib.adler32(lines).to_bytes(4, "big")))
 
 
 def _pixel_data(data: bytes, size: int, file: str) -> tuple[bytes, int]:
@@ -94,7 +111,7 @@ def _pixel_data(data: bytes, size: int, file: str) -> tuple[bytes, int]:
                 file, "content", f"PNG ends early, after {len(data)} bytes", "copy or export it again"
             )
         kind = data[at + 4 : at + 8]
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+        if isal_zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
             raise InputError(
                 file, "content", f"wrong checksum in PNG chunk {kind!r}", "copy or export it again"
             )
