@@ -33,6 +33,9 @@ flow: $(STAMP) ## the same as a Prefect flow
 ablate: $(STAMP) ## run the sweeps of pipelines/ablations.yaml; SWEEPS="mask" names some, JOBS=2 runs two at once
 	python -m pipelines.ablate $(SWEEPS) --jobs $(or $(JOBS),1)
 
+# Two workers share the cores: threads of their own would only wait for one another.
+test test-fast: export OMP_NUM_THREADS = 1
+
 test: $(STAMP) ## run the tests
 	pytest -n 2 --dist loadgroup
 
