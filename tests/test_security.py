@@ -127,6 +127,13 @@ def test_no_tracked_file_holds_a_key() -> None:
     assert [str(p) for p in paths if p.is_file() and key.search(p.read_text(errors="ignore"))] == []
 
 
+def test_threat_model_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:tests|src|pipelines|stages)/[\w/.]+|[\w-]+\.txt)`", text))
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 # Loopback -------------------------------------------------------------------------------------------------
 
 
