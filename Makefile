@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+TOOLS := .tools
 # DVC runs `python stages/...`: the environment's own python must come first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow ablate test test-fast check ui services schedule models plots card demo-retrain bench clean
+.PHONY: help install repro flow ablate test test-fast check ui services schedule models plots card demo-retrain bench \
+	sbom audit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -72,5 +74,18 @@ card: $(STAMP) ## write docs/model-card.md anew from reports/
 bench: $(STAMP) ## print the benchmark ratios
 	python benchmarks/run.py
 
+# In an environment of their own: what they look at stays as it is pinned.
+$(TOOLS)/.installed: constraints-tools.txt $(STAMP)
+	rm -rf $(TOOLS)
+	$(VENV)/bin/python -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet -r constraints-tools.txt
+	touch $@
+
+sbom: $(TOOLS)/.installed ## write sbom.json, a CycloneDX list of all installed packages
+	python -m pipelines.inventory sbom --tools $(TOOLS)/bin
+
+audit: $(TOOLS)/.installed ## ask for known vulnerabilities of them (needs api.osv.dev; SERVICE=pypi asks pypi.org)
+	python -m pipelines.inventory audit --tools $(TOOLS)/bin --service $(or $(SERVICE),osv)
+
 clean: ## remove the virtual environment and caches (data, models and the MLflow store stay)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) .mypy_cache .pytest_cache .ruff_cache

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def notify(text: str, timeout_s: float, warn: Say) -> bool:
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=timeout_s):
             return True
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # HTTPException: a login or no port in the address
         # The address may hold a secret: it is not repeated.
         warn(f"{WEBHOOK}: nobody was told: {type(error).__name__}")
         return False

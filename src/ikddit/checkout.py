@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ikddit.errors import RegistryError
+
 SQLITE = "sqlite:///"
 
 
@@ -26,8 +28,16 @@ def tracking_uri(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -
 
     >>> tracking_uri({"DVC_ROOT": "/fab", "MLFLOW_TRACKING_URI": "sqlite:///team.db"})
     'sqlite:////fab/team.db'
+
+    Raises:
+        RegistryError: a server's address holds a login; MLflow would print it with the address of every run.
     """
     uri = env.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if uri.lower().startswith(("http://", "https://")) and "@" in uri:
+        raise RegistryError(
+            "MLFLOW_TRACKING_URI: a login in the address would be printed with every run; "
+            "put it into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     if not uri.startswith(SQLITE) or ":memory:" in uri:
         return uri
     return SQLITE + str(checkout_root(env, cwd) / uri.removeprefix(SQLITE))  # an absolute path stays

@@ -6,18 +6,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
-from ikddit.errors import IkdditError
+from ikddit.errors import IkdditError, without_passwords
 
 T = TypeVar("T")
 log = logging.getLogger("ikddit")
 
 
+class _Discreet(logging.Formatter):
+    """Strikes logins in URLs out of the whole line, a stack trace included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_passwords(super().format(record))
+
+
 def configure_logging(level: int = logging.INFO) -> None:
-    """Send `ikddit` log lines to stderr once, with the time of day."""
+    """Send `ikddit` log lines to stderr once, with the time of day and without passwords."""
     if log.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Discreet("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(level)
     log.propagate = False

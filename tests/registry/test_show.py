@@ -39,7 +39,7 @@ def test_models_command_prints_json_and_says_when_there_is_nothing(
 
 def test_ui_serves_the_local_store_on_loopback_with_one_worker(store: Store) -> None:
     command, environment = ui_command(store, "127.0.0.1", 5000)
-    assert command[command.index("--backend-store-uri") + 1] == store.uri
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == store.uri
     assert command[command.index("--workers") + 1] == "1"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 

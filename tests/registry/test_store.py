@@ -28,8 +28,8 @@ def test_without_git_or_dvc_the_working_folder_is_the_root(tmp_path: Path) -> No
 
 
 def test_tracking_uri_of_a_server_is_respected(tmp_path: Path) -> None:
-    store = locate_store({"MLFLOW_TRACKING_URI": "https://me:secret@mlflow.fab:5000"}, tmp_path)
-    assert store.uri == "https://me:secret@mlflow.fab:5000"
+    store = locate_store({"MLFLOW_TRACKING_URI": "https://mlflow.fab:5000"}, tmp_path)
+    assert store.uri == "https://mlflow.fab:5000"
     assert store.artifact_location is None
     assert store.public_uri == "https://mlflow.fab:5000"
 

@@ -48,11 +48,23 @@ class Store:
         'sqlite:///mlflow.db'
         >>> Store(Path("/c"), "postgresql://u:secret@db:5432/mlflow", None).public_uri
         'postgresql://db:5432/mlflow'
+
+        An address that can be read in two ways shows its scheme only:
+
+        >>> Store(Path("/c"), "postgresql://u:se/cret@db:5432/mlflow", None).public_uri
+        'postgresql://...'
         """
         if self.database is not None:
             inside = self.database.is_relative_to(self.root)
             return SQLITE + str(self.database.relative_to(self.root) if inside else self.database.name)
-        parts = urlsplit(self.uri)
+        hidden = f"{self.uri.partition('://')[0]}://..." if "://" in self.uri else "..."
+        try:
+            parts = urlsplit(self.uri)
+        except ValueError:  # a bracket in a password
+            return hidden
+        # SQLAlchemy takes a password with a slash, ? or # in it, at which urlsplit ends the host.
+        if "@" in parts.path + parts.query + parts.fragment:
+            return hidden
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     def lock(self) -> "BaseFileLock":
@@ -74,6 +86,9 @@ def locate_store(env: Mapping[str, str] = os.environ, cwd: Path | None = None) -
 
     `MLFLOW_TRACKING_URI` is respected; a relative SQLite path in it means the main checkout, not the clone a
     temporary experiment runs in. The default is `mlflow.db` and `mlruns/` in the main checkout.
+
+    Raises:
+        RegistryError: the address of a server holds a login.
     """
     root, uri = checkout_root(env, cwd), tracking_uri(env, cwd)
     database = Store(root, uri, None).database
@@ -104,11 +119,12 @@ def open_store(store: Store, experiment: str) -> tuple["MlflowClient", str]:
             client = mlflow.MlflowClient()
             experiment_id = _experiment_id(client, experiment, store)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        said = str(error).replace(store.uri, store.public_uri).strip()
+        reason = said.splitlines()[0] if said else type(error).__name__
         raise RegistryError(
             f"MLflow store {store.public_uri}: cannot be opened: {reason}; "
             "see MLFLOW_TRACKING_URI and `ikddit models`"
-        ) from error
+        ) from None  # some of MLflow's messages repeat the whole URI, and a stack trace would show them
     reap(client, experiment_id)
     return client, experiment_id
 
