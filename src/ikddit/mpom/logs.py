@@ -148,8 +148,6 @@ def _strings(value: dict[str, Any], name: str, file: str) -> list[str] | None:
 
 
 def _check_text(text: str, name: str, file: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -159,14 +157,7 @@ def _check_text(text: str, name: str, file: str) -> None:
 def _ids(value: Any, file: str) -> Ids:
     if not isinstance(value, dict):
         raise InputError(file, "ids", f"{_kind(value)}, expected an object", _REWRITE)
-    ids: Ids = {}
-    for name in _TEXT_IDS:
-        text = value.get(name)
-        # The common case, without a call for each of the ids of each wafer.
-        if isinstance(text, str) and text.isascii():
-            ids[name] = text.strip() or None
-        else:
-            ids[name] = text_id(text, f"ids.{name}", file)
+    ids: Ids = {name: text_id(value.get(name), f"ids.{name}", file) for name in _TEXT_IDS}
     slot = value.get("slot")
     if slot is not None and (type(slot) is not int or not 0 <= slot < 2**15):
         raise InputError(file, "ids.slot", f"{slot!r}, expected a whole number from 0", _REWRITE)
