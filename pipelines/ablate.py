@@ -4,8 +4,9 @@
     python -m pipelines.ablate mask --dry-run    # what would run, and what is there already
 
 Each run is a DVC experiment (`dvc exp run --temp`) and an MLflow run with the tag `sweep`. A run that is there
-already, of the same settings and the same code, is not repeated; so a sweep that was stopped or killed goes on where
-it was. A failed run is named in the table and stops no other one.
+already, of the same settings and the same code, as an experiment or as a row of the table that git holds, is not
+repeated; so a sweep that was stopped or killed goes on where it was, on this machine or another one. A failed run is
+named in the table and stops no other one.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from ikddit.checkout import checkout_root
 from ikddit.errors import IkdditError
-from pipelines.ablation_report import draw, markdown, summary_lines, write_document
+from pipelines.ablation_report import draw, markdown, read_rows, summary_lines, write_document
 from pipelines.clones import remove_dead_clones
 from pipelines.collect import row_of, write_rows
 from pipelines.process import CommandError, dvc_command, git, run_command, stop_running
-from pipelines.sweeps import Run, expand, read_definitions
+from pipelines.sweeps import Run, Sweep, expand, read_definitions
 
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
 """What an experiment's result depends on beside its settings."""
@@ -46,19 +47,51 @@ def finished(root: Path, names: Sequence[str]) -> dict[str, str]:
     An experiment hangs on the commit that it started from (refs/exps/<2 digits>/<38 digits>/<name>).
     """
     listed = git(root, "for-each-ref", "--sort=creatordate", "--format=%(refname) %(objectname)", "refs/exps")
-    same: dict[str, bool] = {}
+    same = SameCode(root)
     found = {}
     for line in listed.splitlines():
         ref, revision = line.split()
         parts = ref.split("/")
         if len(parts) != 5 or parts[4] not in names:
             continue
-        baseline = parts[2] + parts[3]
-        if baseline not in same:
-            same[baseline] = not git(root, "diff", "--name-only", baseline, "HEAD", "--", *SOURCES)
-        if same[baseline]:
+        if same(parts[2] + parts[3]):
             found[parts[4]] = revision
     return found
+
+
+class SameCode:
+    """Whether a commit's sources are those of HEAD; asks git once for each commit."""
+
+    def __init__(self, root: Path) -> None:
+        """Of the checkout at `root`."""
+        self._root = root
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, commit: str) -> bool:
+        """Tell; a commit that this clone does not hold is not the same."""
+        if commit not in self._known:
+            try:
+                changed = git(self._root, "diff", "--name-only", commit, "HEAD", "--", *SOURCES)
+            except CommandError:
+                changed = commit
+            self._known[commit] = not changed
+        return self._known[commit]
+
+
+def recorded(name: str, sweep: Sweep, runs: Sequence[Run], root: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the sweep's table that a run with the code of HEAD would only repeat, by the run's name."""
+    table = root / FOLDER / f"{name}.csv"
+    if not table.is_file():
+        return {}
+    same, wanted = SameCode(root), {run.name for run in runs}
+    return {
+        row["run"]: row
+        for row in read_rows(sweep, table)
+        if row["run"] in wanted
+        and not row.get("failed")
+        and row.get("code_commit")
+        and same(row["code_commit"])
+    }
 
 
 def require_committed(root: Path) -> None:
@@ -144,14 +177,18 @@ def _reason(lines: Sequence[str]) -> str:
     return (raised or list(lines) or ["failed"])[-1].strip()
 
 
-def collect(name: str, root: Path, runs: Sequence[Run], failed: dict[str, str]) -> list[dict[str, Any]]:
-    """One row for each run that is finished or failed; a failed one has a reason instead of metrics."""
+def collect(
+    root: Path, runs: Sequence[Run], kept: Mapping[str, dict[str, Any]], failed: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One row for each run that is finished, kept or failed; a failed one has a reason instead of metrics."""
     there = finished(root, [run.name for run in runs])
     axes = list(runs[0].cell)
     rows: list[dict[str, Any]] = []
     for run in runs:
         if run.name in there:
             rows.append(row_of(there[run.name], axes, root) | {"run": run.name})
+        elif run.name in kept:
+            rows.append(kept[run.name])
         elif run.name in failed:
             rows.append({"run": run.name, **run.cell, "failed": failed[run.name]})
     return rows
@@ -177,17 +214,19 @@ def ablate(name: str, root: Path, jobs: int = 1) -> list[dict[str, Any]]:
     sweep, runs = definitions.sweeps[name], expand(name, definitions, read_params(root))
     require_committed(root)
     there = finished(root, [run.name for run in runs])
-    missing = [run for run in runs if run.name not in there]
+    kept = recorded(name, sweep, runs, root)
+    missing = [run for run in runs if run.name not in there.keys() | kept.keys()]
     say = get_run_logger()
     for orphan in stop_orphans(root, [run.name for run in runs]):
         say.info("stopped %s, which a killed sweep had left running", orphan)
     for clone in remove_dead_clones(root):
         say.info("removed %s, left by an experiment that was stopped", clone)
-    say.info("sweep %s: %d of %d runs are there, %d to run", name, len(there), len(runs), len(missing))
+    done = len(runs) - len(missing)
+    say.info("sweep %s: %d of %d runs are there, %d to run", name, done, len(runs), len(missing))
     failed = run_missing(missing, root, jobs)
     for failure, reason in failed.items():
         say.warning("%s failed: %s", failure, reason)
-    rows = collect(name, root, runs, failed)
+    rows = collect(root, runs, kept, failed)
     write_rows(rows, root / FOLDER / f"{name}.csv")
     draw(sweep, rows, root / FOLDER / name)
     table = markdown(name, sweep, rows)
@@ -207,11 +246,18 @@ def read_params(root: Path) -> dict[str, Any]:
 
 def dry_run(name: str, root: Path) -> list[str]:
     """Lines that say of each run whether it is there, and the command that makes it."""
-    runs = expand(name, read_definitions(), read_params(root))
+    definitions = read_definitions()
+    runs = expand(name, definitions, read_params(root))
     there = finished(root, [run.name for run in runs])
-    lines = [f"{name}: {len(runs)} runs, {len(there)} of them there"]
+    kept = recorded(name, definitions.sweeps[name], runs, root)
+    lines = [f"{name}: {len(runs)} runs, {len(there.keys() | kept.keys())} of them there"]
     for run in runs:
-        state = f"there, {there[run.name][:12]}" if run.name in there else " ".join(run.arguments())
+        if run.name in there:
+            state = f"there, {there[run.name][:12]}"
+        elif run.name in kept:
+            state = f"in the table, of {kept[run.name]['code_commit']}"
+        else:
+            state = " ".join(run.arguments())
         lines.append(f"  {run.name}: {state}")
     return lines
 
@@ -219,8 +265,10 @@ def dry_run(name: str, root: Path) -> list[str]:
 def queue(name: str, root: Path) -> None:
     """Put the missing runs in DVC's own queue, for `dvc queue start` on this machine at any time."""
     require_committed(root)
-    runs = expand(name, read_definitions(), read_params(root))
-    there = finished(root, [run.name for run in runs])
+    definitions = read_definitions()
+    runs = expand(name, definitions, read_params(root))
+    there = finished(root, [run.name for run in runs]).keys()
+    there |= recorded(name, definitions.sweeps[name], runs, root).keys()
     for run in runs:
         if run.name not in there:
             command, env = dvc_command("exp", "run", "--queue", "-n", run.name, *run.arguments())

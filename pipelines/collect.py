@@ -16,7 +16,10 @@ from typing import Any
 
 from ikddit.atomic import write_text
 from ikddit.checkout import checkout_root
+from pipelines.process import CommandError, git
 
+CODE = ("src", "stages", "dvc.yaml")
+"""What makes a run's figures, beside its settings."""
 METRICS = "reports/evaluation/metrics.json"
 TRAINING = "reports/train/summary.json"
 TRAINING_SHOWN = ("seconds", "cpu_seconds", "student_parameters")
@@ -49,6 +52,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def row_of(revision: str, params: Sequence[str], root: Path) -> dict[str, Any]:
     """Params and metrics of one revision or experiment; metrics keep their names, baselines are left out.
 
+    `code_commit` is the last commit that changed the code it ran with.
+
     Raises:
         KeyError: a param is not in that revision's params.yaml.
     """
@@ -62,7 +67,24 @@ def row_of(revision: str, params: Sequence[str], root: Path) -> dict[str, Any]:
     training = dvc.api.metrics_show(TRAINING, repo=str(root), rev=revision)
     numbers |= {f"train.{name}": training[name] for name in TRAINING_SHOWN if name in training}
     numbers |= distances_of(revision, root)
-    return {"run": revision} | {name: settings[name] for name in params} | numbers
+    swept = {name: settings[name] for name in params}
+    return {"run": revision} | swept | {"code_commit": code_commit(revision, root)} | numbers
+
+
+def code_commit(revision: str, root: Path) -> str:
+    """The last commit up to a revision or experiment that changed `CODE`.
+
+    Raises:
+        CommandError: git does not know the revision.
+    """
+    try:
+        commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    except CommandError:  # the name of an experiment
+        pattern = f"refs/exps/*/*/{revision}"
+        commit = git(
+            root, "for-each-ref", "--sort=-creatordate", "--count=1", "--format=%(objectname)", pattern
+        )
+    return git(root, "log", "-1", "--abbrev=12", "--format=%h", commit or revision, "--", *CODE)
 
 
 def distances_of(revision: str, root: Path) -> dict[str, Any]:

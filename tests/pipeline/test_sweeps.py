@@ -125,6 +125,34 @@ def test_an_experiment_is_found_again_until_the_code_changes(repository: Path) -
     assert finished(repository, ["mask-1"]) == {}
 
 
+def test_a_row_of_the_table_counts_while_the_code_is_the_same(repository: Path) -> None:
+    from pipelines.ablate import FOLDER, recorded
+    from pipelines.collect import code_commit, write_rows
+    from pipelines.sweeps import read_definitions
+
+    sweep, runs = read_definitions().sweeps["mean"], runs_of("mean")
+    commit = code_commit("HEAD", repository)
+    rows = [run.cell | {"run": run.name, "code_commit": commit} for run in runs]
+    rows[1] |= {"failed": "no memory"}
+    rows[2] |= {"code_commit": "0123456789ab"}
+    write_rows(rows, repository / FOLDER / "mean.csv")
+    committed(repository)
+    assert list(recorded("mean", sweep, runs, repository)) == [runs[0].name]
+    (repository / "src/a.py").write_text("two")
+    committed(repository)
+    assert recorded("mean", sweep, runs, repository) == {}
+
+
+def test_the_commit_of_the_code_is_the_last_that_changed_it(repository: Path) -> None:
+    from pipelines.collect import code_commit
+
+    first = git(repository, "rev-parse", "HEAD").strip()
+    (repository / "docs/a.md").write_text("two")
+    experiment(committed(repository), "mask-1")
+    for revision in ("HEAD", "mask-1", git(repository, "rev-parse", "HEAD").strip()):
+        assert first.startswith(code_commit(revision, repository))
+
+
 def test_sources_that_no_commit_holds_are_refused(repository: Path) -> None:
     from pipelines.ablate import require_committed
 
@@ -210,8 +238,11 @@ def test_collected_rows_are_in_the_order_of_the_sweep_with_the_failed_run_named(
     there = {run.name: f"commit-{i}" for i, run in enumerate(runs[:2])}
     monkeypatch.setattr(ablate, "finished", lambda root, names: there)
     monkeypatch.setattr(ablate, "row_of", lambda revision, axes, root: {"run": revision, **METRICS})
-    rows = ablate.collect("discriminator", ROOT, runs, {runs[2].name: "no memory"})
+    kept = {runs[1].name: {"run": runs[1].name, "rmse_nm": "1.5"}}
+    del there[runs[1].name]
+    rows = ablate.collect(ROOT, runs, kept, {runs[2].name: "no memory"})
     assert [row["run"] for row in rows] == [run.name for run in runs[:3]]  # the fourth has not run yet
+    assert rows[1] == kept[runs[1].name]
     assert rows[0]["rmse_nm"] == 1.0
     assert rows[2] == {"run": runs[2].name, "train.discriminator": "prototype", "failed": "no memory"}
 
