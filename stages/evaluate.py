@@ -46,7 +46,7 @@ def main() -> None:
     metrics["frechet_embedding"] = frechet_embedding(generator, measured.split, generated.samples)
     count, samples = generated.samples.shape[:2]
     metrics |= {"n_wafers": count, "n_samples": samples}
-    metrics |= {name: generated.settings[name] for name in ("steps", "inference")}
+    metrics |= {name: generated.settings[name] for name in ("steps", "inference", "device", "threads")}
     decision, serving = serving_report(generated.gate)
     metrics |= serving_metrics(decision) | floors | {"baselines": baselines}
     unseen = PreparedSplit.open(PREPARED / "test_unseen.arrow")

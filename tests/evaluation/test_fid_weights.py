@@ -1,6 +1,7 @@
 """Weights: the official file, a path or an address; no network is a reason, a wrong path an error."""
 
 import hashlib
+import http.client
 import pickle
 import urllib.error
 from io import BytesIO
@@ -104,6 +105,22 @@ def test_a_download_is_kept_and_checked_against_the_hash_in_its_name(file, monke
         find_weights("https://example.org/net-00000000.pth", 1.0)
     assert find_weights("https://example.org/plain.pth", 1.0).sha256 == digest
     assert not list((file.parent / "torch").rglob("*00000000*"))
+
+
+def test_a_login_in_an_address_is_refused_and_not_shown(caplog):
+    with pytest.raises(ModelError, match="takes no login") as caught:
+        find_weights("https://fab:pass-word@example.org/net.pth", 1.0)
+    assert "pass-word" not in str(caught.value) + caplog.text
+
+
+def test_a_server_that_breaks_off_gives_no_weights(monkeypatch):
+    def answer(url, timeout):
+        raise http.client.RemoteDisconnected("closed without an answer")
+
+    monkeypatch.setattr(module.urllib.request, "urlopen", answer)
+    found = find_weights("https://example.org/net.pth", 1.0)
+    assert isinstance(found, NoWeights)
+    assert "closed without an answer" in str(found)
 
 
 def test_a_configured_address_that_answers_not_found_is_an_error(monkeypatch):

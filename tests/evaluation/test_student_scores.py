@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from evaluation_fakes import make_split, small_fab
 from student_fakes import made_generator
 
@@ -71,6 +72,8 @@ def test_files_hold_what_the_model_says(fab, folder):
         "inference": PARAMS.inference,
         "seed": 0,
         "mask_ratio": 0.5,
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
     }
     assert len(generated.gate["masked"]["frechet"]) == 3
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,3 @@ class OverlayModel(nn.Module):
                 f"{folder}: not a usable model folder ({error}); run `dvc repro train`, or check the path"
             ) from error
         return model.eval().to(device)
-
-    def with_inference(self, served: Inference) -> ModelConfig:
-        """The config with another served inference mode."""
-        return replace(self.config, served=served)

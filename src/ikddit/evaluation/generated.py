@@ -7,7 +7,7 @@
     wafers.parquet         one row per wafer, in the order of the maps: barcode, lot_id, scanner_id, ...
     unseen_wafers.parquet  the same for point/unseen.npy
     gate.json              what the acceptance gate of masked inference measured
-    settings.json          samples, steps, inference, seed, mask_ratio they were drawn with
+    settings.json          samples, steps, inference, seed, mask_ratio, device, threads they were drawn with
 
 float16 keeps a map of a few nm to a thousandth of a nm or two, below a thousandth of its error.
 """

@@ -69,7 +69,8 @@ def generate(
     _timed("mean alone", partial(_write_maps, partial(conditional_mean, generator), part, mean_only))
     pq.write_table(part.table.select(WAFER_COLUMNS), folder / WAFERS)
     settings = params.model_dump(include={"samples", "steps"}) | {"inference": inference, "seed": seed}
-    write_json(folder / SETTINGS, settings | {"mask_ratio": generator.model.config.mask_ratio})
+    machine = {"device": str(generator.model.usable.device), "threads": torch.get_num_threads()}
+    write_json(folder / SETTINGS, settings | {"mask_ratio": generator.model.config.mask_ratio} | machine)
 
 
 def write_samples(

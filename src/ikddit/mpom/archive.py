@@ -12,12 +12,11 @@ from typing import BinaryIO, NamedTuple
 from isal import isal_zlib
 
 from ikddit.errors import InputError
+from ikddit.mpom.inflate import INFLATE_ERROR
 
 MAX_MEMBERS = 100_000
 """Files in one zip."""
 _MAX_DIRECTORY_BYTES = 32 << 20
-INFLATE_ERROR: type[Exception] = getattr(isal_zlib, "error")  # noqa: B009
-"""What ISA-L raises on damaged data; its stubs call the class an instance."""
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,

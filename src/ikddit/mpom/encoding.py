@@ -14,7 +14,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
 from ikddit.errors import InputError
-from ikddit.mpom.archive import INFLATE_ERROR
+from ikddit.mpom.inflate import INFLATE_ERROR
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {0: "greyscale", 2: "RGB", 3: "palette", 4: "greyscale with alpha", 6: "RGB with alpha"}

@@ -87,7 +87,7 @@ class RecordBuffer:
             if field.name in self._maps:
                 buffer = self._maps[field.name][:count]
                 flat = pa.array(buffer.reshape(-1))
-                column = pa.FixedSizeListArray.from_arrays(flat, buffer.shape[1]).cast(field.type)
+                column = pa.FixedSizeListArray.from_arrays(flat, type=field.type)
                 chunks = [column[i : i + _CHUNK] for i in range(0, count, _CHUNK)]
                 arrays.append(pa.chunked_array(chunks, field.type))
             else:

@@ -7,7 +7,7 @@ import pyarrow as pa
 MAP_SIZE = 64
 """Pixels per side of a map."""
 PIXELS = MAP_SIZE * MAP_SIZE
-RECORD_VERSION = "1"
+RECORD_VERSION = "2"
 
 ID_FIELDS = (
     "layer",
@@ -47,8 +47,9 @@ def record_schema(log_names: list[str], units: Units = "nm") -> pa.Schema:
     >>> schema.metadata[b"units"]
     b'nm'
     """
-    maps = pa.list_(pa.float32(), CHANNELS[units] * PIXELS)
-    mask = pa.list_(pa.uint8(), PIXELS)
+    # Nothing in a map or mask is null, and saying so spares Parquet a level for each of their values.
+    maps = pa.list_(pa.field("element", pa.float32(), nullable=False), CHANNELS[units] * PIXELS)
+    mask = pa.list_(pa.field("element", pa.uint8(), nullable=False), PIXELS)
     # A fixed-size list of nothing cannot be read back either.
     features: pa.DataType = pa.list_(pa.float32(), len(log_names)) if log_names else pa.list_(pa.float32())
     fields: list[pa.Field[Any]] = [
@@ -61,10 +62,10 @@ def record_schema(log_names: list[str], units: Units = "nm") -> pa.Schema:
         pa.field("exposed_at", pa.timestamp("us", tz="UTC")),
         pa.field("log_lines", pa.list_(pa.string())),
         pa.field("log_features", features),
-        pa.field("prev_map", maps),
-        pa.field("prev_valid", mask),
-        pa.field("map", maps),
-        pa.field("valid", mask),
+        pa.field("prev_map", maps, nullable=False),
+        pa.field("prev_valid", mask, nullable=False),
+        pa.field("map", maps, nullable=False),
+        pa.field("valid", mask, nullable=False),
         pa.field("mark_count", pa.list_(pa.uint16())),
         pa.field("mark_spread_nm", pa.list_(pa.float32())),
         pa.field("source", pa.string(), nullable=False),

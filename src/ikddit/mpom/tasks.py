@@ -28,6 +28,9 @@ TABLE_TASK_BYTES = 256 << 20
 ROW_GROUP = 250
 """Wafers of one row group: fewer cost time for each of the columns, more cost memory."""
 
+PAGE_BYTES = 128 << 10
+"""What Parquet compresses at a time; of its default, 1 MiB, little stays in the processor's cache."""
+
 Task = list[RawItem | str | Rejection]
 """Items, or names of mark tables relative to the root; what is already rejected goes along in its place."""
 
@@ -139,7 +142,12 @@ def part_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     codecs: Any = {_leaf(column): "snappy" if column.name in heavy else "zstd" for column in schema}
     light: Any = [_leaf(column) for column in schema if column.name not in heavy]
     with pq.ParquetWriter(
-        path, schema, compression=codecs, use_dictionary=light, write_statistics=light
+        path,
+        schema,
+        compression=codecs,
+        use_dictionary=light,
+        write_statistics=light,
+        data_page_size=PAGE_BYTES,
     ) as writer:
         yield writer
 

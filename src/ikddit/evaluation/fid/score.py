@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import torch
+
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.distances import bootstrap_sd, interval
 from ikddit.evaluation.fid.extractors import Extractors, pick_device
@@ -117,6 +119,7 @@ def score(
         "settings": {
             "seed": seed,
             "device": pick_device(params.device).type,
+            "threads": torch.get_num_threads(),
             **params.model_dump(include={"dims", "dtype", "neighbours", "kid_subsets"}),
             "kid_subset_size": min(params.kid_subset_size, len(generated), in_subset),
             "manifold_maps": min(params.manifold_maps, len(generated), in_subset),

@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ikddit.atomic import atomic_path
-from ikddit.errors import ModelError
+from ikddit.errors import ModelError, without_passwords
 
 log = logging.getLogger("ikddit")
 _BLOCK_BYTES = 1 << 20
@@ -127,9 +128,10 @@ def _download(url: str, path: Path, timeout_s: float, configured: bool) -> str:
     """Fetch a file into the cache, whole or not at all; returns why it could not be fetched, '' if it was.
 
     Raises:
-        ModelError: a configured address is answered with an error, or the file is not what its name says.
+        ModelError: an address that cannot be one, a configured one that is answered with an error, or a file that is
+            not what its name says.
     """
-    log.info("downloading %s", url)
+    log.info("downloading %s", without_passwords(url))
     digest = hashlib.sha256()
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer, atomic_path(path) as scratch:
@@ -143,6 +145,10 @@ def _download(url: str, path: Path, timeout_s: float, configured: bool) -> str:
         if configured:
             raise ModelError(f"fid.weights: {url}: {error}; correct the address") from None
         return str(error)
-    except OSError as error:
-        return str(getattr(error, "reason", error))
+    except InvalidURL:  # its message holds the password
+        raise ModelError(
+            f"fid.weights: {url}: no address; it takes no login: give the path of a file"
+        ) from None
+    except (OSError, HTTPException) as error:
+        return without_passwords(str(getattr(error, "reason", error)))
     return ""
