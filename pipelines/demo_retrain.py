@@ -17,20 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from ikddit.atomic import write_text
 from ikddit.checkout import checkout_root
 from ikddit.console import configure_logging, log
 from ikddit.params import ShiftParams, SimulateParams, load_params
 from ikddit.simulator.writer import write_dataset
 from pipelines.process import CommandError, dvc_command, git, run_command
+from pipelines.scratch import copy_project
 
 PROFILE = Path(__file__).with_name("demo_retrain.yaml")
-LEFT_OUT = ("tests/", "docs/", "benchmarks/", "reports/", "dvc.lock")
-"""Of the checkout: no stage needs them."""
-KEPT = "reports/ablations/"
-"""The report shows the tables that are in git."""
 
 
 @dataclass(frozen=True)
@@ -59,36 +54,6 @@ class Play:
     days: float = 30.0
     scanner: str = "LITH03"
     shift_nm: float = 4.0
-
-
-def make_checkout(folder: Path, profile: Path) -> None:
-    """Copy this project into a new git repository with the profile's params."""
-    root = Path(__file__).resolve().parents[1]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in listed:
-        needed = name.startswith(KEPT) or not name.startswith(LEFT_OUT)
-        if name and needed and (root / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, folder / name)
-    yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    _change(params, yaml.load(profile))
-    yaml.dump(params, folder / "params.yaml")
-    git(folder, "init", "--quiet")
-    git(folder, "config", "user.name", "demo")
-    git(folder, "config", "user.email", "demo@example.org")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "Demo of retraining")
-
-
-def _change(values: Any, changes: Any) -> None:
-    for name, change in changes.items():
-        if isinstance(change, dict):
-            _change(values[name], change)
-        else:
-            values[name] = change
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -148,7 +113,8 @@ def run_retraining(folder: Path, month: Month) -> dict[str, Any]:
 
 def play_all(folder: Path, play: Play) -> list[dict[str, Any]]:
     """Play the three months; returns what was decided about each."""
-    make_checkout(folder, play.profile)
+    shutil.rmtree(folder, ignore_errors=True)
+    copy_project(folder, play.profile)
     make_champion(folder)
     records = []
     for number, month in enumerate(MONTHS):

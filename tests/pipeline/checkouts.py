@@ -1,7 +1,6 @@
 """Checkouts to try things in, and commands run in them."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,16 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_COPIED = ("tests/", "docs/", "benchmarks/", "reports/", "dvc.lock")
-"""No stage needs these; results of the full profile would only stand in the way."""
-
-RUNS = "reports/ablations/"
-"""Committed tables of runs, which stage report reads and no stage writes."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -63,30 +54,9 @@ def free_port() -> int:
 
 def copy_checkout(folder: Path) -> Path:
     """Copy this project as it is now (committed or not) into a new git repository, with the tiny profile."""
-    listed = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in listed:
-        if (ROOT / name).is_file() and (name.startswith(RUNS) or not name.startswith(NOT_COPIED)):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    merge(params, yaml.load(Path(__file__).with_name("tiny.yaml")))
-    yaml.dump(params, folder / "params.yaml")
-    git(folder, "init", "-q")
-    git(folder, "config", "user.name", "test")
-    git(folder, "config", "user.email", "test@example.org")
-    git(folder, "add", "--all")
-    git(folder, "commit", "-qm", "tiny")
-    return folder
+    from pipelines.scratch import copy_project
 
-
-def merge(values: Any, changes: Any) -> None:
-    for name, change in changes.items():
-        if isinstance(change, dict):
-            merge(values[name], change)
-        else:
-            assert name in values, name
-            values[name] = change
+    return copy_project(folder, Path(__file__).with_name("tiny.yaml"))
 
 
 def make_toy_checkout(folder: Path) -> Path:

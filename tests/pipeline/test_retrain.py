@@ -41,14 +41,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         deliver,
         environment,
         make_champion,
-        make_checkout,
         run_retraining,
     )
     from pipelines.process import dvc_command
+    from pipelines.scratch import copy_project
 
     folder = tmp_path_factory.mktemp("play") / "checkout"
     play = Play(Path(__file__).with_name("tiny_retrain.yaml"), lots=LOTS, scanner=SCANNER, shift_nm=SHIFT_NM)
-    make_checkout(folder, play.profile)
+    copy_project(folder, play.profile)
     make_champion(folder)
     left: dict[str, Any] = {"status": git(folder, "status", "--porcelain")}
 
