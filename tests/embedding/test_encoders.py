@@ -189,6 +189,10 @@ def test_folder_round_trip(tmp_path, model, conditions):
     (tmp_path / "e/config.json").unlink()
     with pytest.raises(ModelError, match="dvc repro embed"):
         load_embedding(tmp_path / "e")
+    save_embedding(model, tmp_path / "e")
+    (tmp_path / "e" / "model.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(ModelError, match=r"not a usable embedding .*; run `dvc repro embed`"):
+        load_embedding(tmp_path / "e")
 
 
 def test_retrieval_is_measured_on_whole_batches_that_do_not_overlap():

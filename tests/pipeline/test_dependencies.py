@@ -10,10 +10,8 @@ from checkouts import ROOT
 from ruamel.yaml import YAML
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-PLUMBING = {
-    f"ikddit{name}"
-    for name in ("", ".errors", ".atomic", ".console", ".checkout", ".params", ".vision", ".manifest", ".cli")
-}
+NAMES = "errors atomic console checkout params vision manifest model_folder cli"
+PLUMBING = {"ikddit", *(f"ikddit.{name}" for name in NAMES.split())}
 """No stage depends on these: they hold no science, and params.yaml is tracked key by key."""
 
 

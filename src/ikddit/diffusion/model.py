@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ikddit.atomic import read_json, write_json
 from ikddit.diffusion.edm import Preconditioning
 from ikddit.diffusion.plan import Inference, SamplingPlan, visible_at
 from ikddit.diffusion.sampler import sample_ddpm, sample_dpm, sample_heun
 from ikddit.embedding.conditions import Conditions
 from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig, UnifiedEmbedding
 from ikddit.errors import ModelError
+from ikddit.model_folder import read_network, write_network
 from ikddit.networks.codec import Codec, CodecConfig
 from ikddit.networks.masking import visible_count
 from ikddit.networks.mean import ConditionalMean, MeanConfig, SpotLine
@@ -236,11 +236,7 @@ class OverlayModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into an existing folder."""
-        from safetensors.torch import save_file
-
-        write_json(folder / "config.json", asdict(self.config))
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
+        write_network(self.config, self.state_dict(), folder)
 
     @classmethod
     def load(cls, folder: Path | str, device: str | torch.device = "cpu") -> "OverlayModel":
@@ -249,15 +245,8 @@ class OverlayModel(nn.Module):
         Raises:
             ModelError: a file is missing, damaged, or does not fit the code.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        try:
-            model = cls(ModelConfig.from_json(read_json(folder / "config.json")))
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(
-                f"{folder}: not a usable model folder ({error}); run `dvc repro train`, or check the path"
-            ) from error
-        return model.eval().to(device)
+        remedy = "run `dvc repro train`, or check the path"
+        made = read_network(
+            Path(folder), lambda values: cls(ModelConfig.from_json(values)), "model folder", remedy
+        )
+        return made.to(device)

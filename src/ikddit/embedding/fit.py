@@ -2,22 +2,22 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ikddit.atomic import atomic_dir, read_json, write_json
+from ikddit.atomic import atomic_dir
 from ikddit.console import progress
 from ikddit.dataset.vocabulary import UNKNOWN, Vocabularies
 from ikddit.embedding.conditions import Conditions, gather_conditions, gather_maps
 from ikddit.embedding.encoders import EmbeddingConfig, UnifiedEmbedding
 from ikddit.embedding.infonce import info_nce, retrieval, same_ids
 from ikddit.embedding.text import sentence_vectors
-from ikddit.errors import ModelError
+from ikddit.model_folder import read_network, write_network
 from ikddit.params import EmbedParams
 
 if TYPE_CHECKING:
@@ -170,11 +170,8 @@ def retrieval_metrics(
 
 def save_embedding(model: UnifiedEmbedding, folder: Path | str) -> None:
     """Write config.json and model.safetensors, as a whole or not at all."""
-    from safetensors.torch import save_file
-
     with atomic_dir(folder) as scratch:
-        write_json(scratch / "config.json", asdict(model.config))
-        save_file(model.state_dict(), scratch / "model.safetensors")
+        write_network(model.config, model.state_dict(), scratch)
 
 
 def load_embedding(folder: Path | str) -> UnifiedEmbedding:
@@ -183,14 +180,8 @@ def load_embedding(folder: Path | str) -> UnifiedEmbedding:
     Raises:
         ModelError: a file is missing or does not fit the config.
     """
-    from safetensors.torch import load_file
 
-    folder = Path(folder)
-    try:
-        values = read_json(folder / "config.json")
-        config = EmbeddingConfig(**{**values, "id_sizes": tuple(values["id_sizes"])})
-        model = UnifiedEmbedding(config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: not a usable embedding ({error}); run `dvc repro embed`") from error
-    return model.eval()
+    def build(values: dict[str, Any]) -> UnifiedEmbedding:
+        return UnifiedEmbedding(EmbeddingConfig(**{**values, "id_sizes": tuple(values["id_sizes"])}))
+
+    return read_network(Path(folder), build, "embedding", "run `dvc repro embed`")

@@ -5,7 +5,7 @@ channels=latent_channels, outline="square")`. Latents are shifted and scaled to 
 channel over the training maps, so a diffusion model needs no settings of its own for them.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ikddit.atomic import atomic_dir, read_json, write_json
+from ikddit.atomic import atomic_dir
 from ikddit.console import progress
 from ikddit.errors import ModelError, TrainingError
+from ikddit.model_folder import read_network, write_network
 from ikddit.vision import make_torchvision_importable
 
 LATENT_SIDE = 64
@@ -114,12 +115,8 @@ class Codec(nn.Module):
 
     def save(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, the folder as a whole."""
-        from safetensors.torch import save_file
-
         with atomic_dir(folder) as scratch:
-            write_json(scratch / "config.json", asdict(self.config))
-            state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-            save_file(state, scratch / "model.safetensors")
+            write_network(self.config, self.state_dict(), scratch)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Codec":
@@ -128,16 +125,8 @@ class Codec(nn.Module):
         Raises:
             ModelError: a file is missing, damaged, or does not fit the config.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        try:
-            codec = cls(CodecConfig.from_json(read_json(folder / "config.json")))
-            codec.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{folder}: not a usable codec ({error}); train one with `fit_codec`") from error
-        return codec.eval()
+        remedy = "train one with `fit_codec`"
+        return read_network(Path(folder), lambda values: cls(CodecConfig.from_json(values)), "codec", remedy)
 
 
 def codec_loss(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ikddit.atomic import atomic_dir, write_json
+from ikddit.atomic import atomic_dir
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
@@ -19,6 +19,7 @@ from ikddit.embedding.conditions import gather_conditions, gather_maps
 from ikddit.embedding.encoders import ConditionTokens, UnifiedEmbedding
 from ikddit.embedding.fit import load_embedding
 from ikddit.errors import TrainingError
+from ikddit.model_folder import write_network
 from ikddit.networks.mean import ConditionalMean
 from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile
@@ -187,8 +188,6 @@ def fit(
 
 def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: Path) -> None:
     """Write the student folder (EMA weights, with normaliser and vocabularies) and the teacher folder."""
-    from safetensors.torch import save_file
-
     trainer = fitted.trainer
     with atomic_dir(student_dir) as scratch:
         trainer.model.student.load_state_dict(trainer.average.state_dict())
@@ -198,16 +197,12 @@ def save_models(fitted: Fitted, prepared: Path, student_dir: Path, teacher_dir: 
         for name in ("normaliser.json", "vocabularies.json", "tokenizer.json"):
             shutil.copyfile(prepared / name, scratch / name)
     with atomic_dir(teacher_dir) as scratch:
-        state = {f"encoder.{k}": v.cpu().contiguous() for k, v in trainer.teacher.state_dict().items()}
+        state = {f"encoder.{k}": v for k, v in trainer.teacher.state_dict().items()}
         if trainer.discriminator is not None:
-            phi = trainer.discriminator.state_dict()
-            state |= {f"discriminator.{k}": v.cpu().contiguous() for k, v in phi.items()}
-        save_file(state, scratch / "model.safetensors")
-        write_json(
-            scratch / "config.json",
-            {
-                "model": trainer.params.model,
-                "context_dim": trainer.model.config.embedding.dim,
-                "discriminator": trainer.params.train.discriminator,
-            },
-        )
+            state |= {f"discriminator.{k}": v for k, v in trainer.discriminator.state_dict().items()}
+        config = {
+            "model": trainer.params.model,
+            "context_dim": trainer.model.config.embedding.dim,
+            "discriminator": trainer.params.train.discriminator,
+        }
+        write_network(config, state, scratch)
