@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ikddit.evaluation.fid.inception import InceptionFeatures
-from ikddit.evaluation.fid.maps import render
+from ikddit.evaluation.fid.rendering import render
 from ikddit.evaluation.fid.weights import Weights, read_weights
 from ikddit.evaluation.timing import interleaved
 from ikddit.mpom.encoding import decode_png, encode_png

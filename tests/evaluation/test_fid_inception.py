@@ -12,7 +12,7 @@ from fid_fakes import made_maps, made_state, seen_by_pytorch_fid
 
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.inception import InceptionFeatures, missing_spaces
-from ikddit.evaluation.fid.maps import render
+from ikddit.evaluation.fid.rendering import render
 from ikddit.evaluation.fid.weights import Weights, read_weights
 from ikddit.evaluation.scores import frechet_distance
 from ikddit.mpom.encoding import encode_png

@@ -8,7 +8,8 @@ from evaluation_fakes import GRID, make_split
 from fid_fakes import made_maps
 
 from ikddit.errors import ModelError
-from ikddit.evaluation.fid.maps import generated_maps, measured_maps, render, render_scale_nm
+from ikddit.evaluation.fid.maps import generated_maps, measured_maps
+from ikddit.evaluation.fid.rendering import render, render_scale_nm
 from ikddit.mpom.encoding import nm_from_rgb
 
 USABLE = GRID.usable.astype(np.uint8)

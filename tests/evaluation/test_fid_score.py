@@ -9,8 +9,10 @@ from evaluation_fakes import GRID
 from fid_fakes import made_embedding, made_maps, made_state
 
 from ikddit.errors import ModelError
-from ikddit.evaluation.fid.extractors import make_extractors
+from ikddit.evaluation.fid.extractors import make_extractors, own_extractors
+from ikddit.evaluation.fid.inception import InceptionFeatures
 from ikddit.evaluation.fid.maps import MapSet
+from ikddit.evaluation.fid.measured import MeasuredFeatures
 from ikddit.evaluation.fid.reference import Reference, build_reference
 from ikddit.evaluation.fid.score import score, weights_as_in
 from ikddit.evaluation.fid.spaces import EmbeddingFeatures, OverlayFeatures, features_of
@@ -33,11 +35,30 @@ NONE = NoWeights("fid.weights is none")
 
 def map_set(name, maps, wafer=None):
     wafer = np.arange(len(maps)) if wafer is None else np.asarray(wafer)
-    return MapSet(name, maps, np.stack([GRID.usable.astype(np.uint8)] * (wafer.max() + 1)), wafer)
+    wafers = wafer.max() + 1
+    barcodes = [f"{name}-{number}" for number in range(wafers)]
+    return MapSet(name, maps, np.stack([GRID.usable.astype(np.uint8)] * wafers), wafer, barcodes)
 
 
 def extractors(weights=NONE):
     return make_extractors(PARAMS, weights, made_embedding(), 1.0, 16.0)
+
+
+def measured(parts, weights=NONE):
+    """As stage `fid_measured` leaves it, but from maps in memory."""
+    every = extractors(weights)
+    inception = [extractor for extractor in every.each if isinstance(extractor, InceptionFeatures)]
+    features = [features_of(part, inception) for part in parts]
+    return MeasuredFeatures(
+        {"weights": every.weights, "missing": every.missing, "scale_nm": 16.0},
+        {code: row for row, code in enumerate(code for part in parts for code in part.barcode)},
+        {space: np.concatenate([found[space] for found in features]) for space in features[0]},
+    )
+
+
+def reference_of(parts, weights=NONE):
+    own = own_extractors(made_embedding(), 1.0, torch.device("cpu"))
+    return build_reference(parts, own, measured(parts, weights), PARAMS, seed=0)
 
 
 PARTS = [map_set("train", made_maps(50, 0)), map_set("test", made_maps(30, 1))]
@@ -46,7 +67,7 @@ GENERATED = map_set("generated", made_maps(40, 2, shift_nm=1.0), np.repeat(np.ar
 
 @pytest.fixture(scope="module")
 def reference():
-    return build_reference(PARTS, extractors(), PARAMS, 16.0, seed=0)
+    return reference_of(PARTS)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +152,7 @@ def weights():
 
 def test_with_weights_the_sound_depths_are_scored_and_the_broken_ones_absent_with_reason(weights):
     few = [map_set("train", made_maps(5, 0)), map_set("test", made_maps(4, 1))]
-    reference = build_reference(few, extractors(weights), PARAMS, 16.0, seed=0)
+    reference = reference_of(few, weights)
     found = score(map_set("generated", made_maps(6, 2)), reference, extractors(weights), PARAMS, seed=0)
     assert found["fid"]["inception_64"] > 0
     assert found["reference"]["halves"]["inception_64"] > 0
@@ -148,7 +169,7 @@ def with_weights(reference, facts):
 def test_weights_other_than_the_references_are_refused(reference, tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
     params = FidParams(weights=str(tmp_path / "w.pth"))
-    with pytest.raises(ModelError, match="dvc repro --force fid_reference"):
+    with pytest.raises(ModelError, match="dvc repro --force --single-item fid_measured"):
         weights_as_in(with_weights(reference, {"source": "v.pth", "sha256": "00"}), params)
 
 

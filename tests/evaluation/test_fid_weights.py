@@ -36,7 +36,7 @@ def test_no_network_is_a_reason_and_no_failure(monkeypatch):
     found = find_weights("auto", 1.0)
     assert isinstance(found, NoWeights)
     assert "no route to host" in found.reason
-    assert "dvc repro --force fid_reference" in found.reason
+    assert "dvc repro --force --single-item fid_measured" in found.reason
 
 
 def test_none_asks_nobody(monkeypatch):

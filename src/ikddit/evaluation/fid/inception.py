@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from ikddit.errors import ModelError
-from ikddit.evaluation.fid.maps import render
+from ikddit.evaluation.fid.rendering import render
 from ikddit.evaluation.fid.weights import Weights
 from ikddit.vision import make_torchvision_importable
 
@@ -70,6 +70,19 @@ def missing_spaces(state: dict[str, Tensor], dims: Sequence[int]) -> dict[str, s
 def _finite(state: dict[str, Tensor], layer: str) -> bool:
     own = (value for name, value in state.items() if name.startswith(f"{layer}."))
     return all(bool(torch.isfinite(value).all()) for value in own)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU if torch sees one.
+
+    Raises:
+        ModelError: `cuda` is asked for and torch sees no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("fid.device: cuda, but torch sees no GPU; set fid.device: auto or cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 class InceptionFeatures:

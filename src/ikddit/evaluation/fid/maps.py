@@ -1,7 +1,7 @@
-"""Masked overlay maps in reading order, and the one rule by which they become 8-bit RGB images."""
+"""Masked overlay maps in reading order: the measured ones of a split, and the generated ones."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,6 @@ from jaxtyping import Float32, Int, Shaped, UInt8
 
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.errors import ModelError
-from ikddit.mpom.encoding import rgb_from_nm
-
-SIGMAS = 6.0
-"""Range of the rendering, in sd of the measured maps, where the data set has no PNG scale of its own."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,8 @@ class MapSet:
     """Of each wafer."""
     wafer: Int[np.ndarray, " n"]
     """Row of `valid` of each map."""
+    barcode: list[str] = field(default_factory=list)
+    """Of each wafer; empty where nobody asks."""
 
     def __len__(self) -> int:
         """Count the maps."""
@@ -48,8 +46,9 @@ def measured_maps(split: PreparedSplit, name: str) -> MapSet:
     """The measured maps of a split; wafers without a single valid mark (no target) are left out."""
     found = np.flatnonzero(split.valid.any(axis=(1, 2)))
     if len(found) == len(split):
-        return MapSet(name, split.map, split.valid, found)
-    return MapSet(name, split.map[found], split.valid[found], np.arange(len(found)))
+        return MapSet(name, split.map, split.valid, found, list(split.barcode))
+    barcodes = [split.barcode[row] for row in found]
+    return MapSet(name, split.map[found], split.valid[found], np.arange(len(found)), barcodes)
 
 
 def generated_maps(folder: Path | str, *splits: PreparedSplit) -> MapSet:
@@ -83,31 +82,3 @@ def generated_maps(folder: Path | str, *splits: PreparedSplit) -> MapSet:
         np.stack([masks[code] for code in barcodes]),
         np.repeat(np.arange(len(samples)), samples.shape[1]),
     )
-
-
-def render_scale_nm(wanted: float | None, declared: float | None, sigma_nm: float) -> float:
-    """Choose the range of the rendering, nm.
-
-    Args:
-        wanted: `fid.scale_nm`.
-        declared: PNG scale of the data set (dataset.json); absent for mark tables.
-        sigma_nm: standard deviation of the measured maps of train.
-
-    >>> render_scale_nm(None, 16.0, 2.0), render_scale_nm(None, None, 2.0), render_scale_nm(8.0, 16.0, 2.0)
-    (16.0, 12.0, 8.0)
-    """
-    if wanted is not None:
-        return wanted
-    return declared if declared is not None else SIGMAS * sigma_nm
-
-
-def render(
-    maps_nm: Float32[np.ndarray, "b 2 64 64"], valid: UInt8[np.ndarray, "b 64 64"], scale_nm: float
-) -> UInt8[np.ndarray, "b 64 64 3"]:
-    """Render maps as the RGB images that Inception sees: the PNG encoding of the MPOM format.
-
-    R is dx, G is dy, -scale_nm..scale_nm to 0..255 (values beyond are clipped); B is 255 on valid marks; the
-    corners of the wafer and invalid marks are black. With the data set's own scale a measured map is, pixel for
-    pixel, the PNG it came as, and a generated map the PNG it would be sent as.
-    """
-    return rgb_from_nm(maps_nm, valid, scale_nm)

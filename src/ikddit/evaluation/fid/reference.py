@@ -11,10 +11,10 @@ from jaxtyping import Float32
 from ikddit.atomic import atomic_dir, read_json, write_json
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.distances import Moments, inception_score, kid, manifold_scores
-from ikddit.evaluation.fid.extractors import Extractors
 from ikddit.evaluation.fid.inception import LOGITS, SPATIAL, space_of
 from ikddit.evaluation.fid.maps import MapSet
-from ikddit.evaluation.fid.spaces import EMBEDDING, features_of
+from ikddit.evaluation.fid.measured import MeasuredFeatures
+from ikddit.evaluation.fid.spaces import EMBEDDING, Extractor, features_of
 from ikddit.evaluation.scores import frechet_from_moments, gaussian_of
 from ikddit.params import FidParams
 
@@ -71,7 +71,11 @@ def _flat(moments: Mapping[str, Moments]) -> dict[str, np.ndarray]:
 
 
 def build_reference(
-    parts: Sequence[MapSet], extractors: Extractors, params: FidParams, scale_nm: float, seed: int
+    parts: Sequence[MapSet],
+    own: Sequence[Extractor],
+    measured: MeasuredFeatures,
+    params: FidParams,
+    seed: int,
 ) -> Reference:
     """Take the features of all measured maps and compare measured maps with one another.
 
@@ -80,13 +84,19 @@ def build_reference(
     other.
 
     Args:
-        parts: measured maps by split, none empty.
-        extractors: of the spaces.
+        parts: measured maps by split, none empty, with their barcodes.
+        own: of the spaces that need no Inception.
+        measured: Inception features of all these maps.
         params: section `fid`.
-        scale_nm: of the rendering, kept with the statistics.
         seed: of the halves and subsets.
+
+    Raises:
+        ModelError: `measured` lacks a map.
     """
-    by_part = {part.name: features_of(part, extractors.each) for part in parts}
+    by_part = {
+        part.name: features_of(part, own) | measured.of([part.barcode[row] for row in part.wafer])
+        for part in parts
+    }
     spaces = list(by_part[parts[0].name])
     features, broken = finite_only(
         {space: np.concatenate([part[space] for part in by_part.values()]) for space in spaces}
@@ -100,14 +110,14 @@ def build_reference(
     facts = {
         "n": total,
         "parts": {part.name: len(part) for part in parts},
-        "weights": extractors.weights,
-        "missing": extractors.missing | broken,
-        "scale_nm": scale_nm,
+        "weights": measured.facts["weights"],
+        "missing": measured.facts["missing"] | broken,
+        "scale_nm": measured.facts["scale_nm"],
         "halves": {"n": total // 2, **halves},
     }
     if FLOOR_PART in by_part:
-        own = {space: by_part[FLOOR_PART][space] for space in features}
-        facts[FLOOR_PART] = {"n": len(own[EMBEDDING]), **frechet_figures(own, moments)}
+        floor = {space: by_part[FLOOR_PART][space] for space in features}
+        facts[FLOOR_PART] = {"n": len(floor[EMBEDDING]), **frechet_figures(floor, moments)}
     if LOGITS in features:
         facts |= score_figures(features[LOGITS], seed)
     return Reference(facts, moments, subset_of(features, params.manifold_maps, seed))

@@ -7,8 +7,8 @@ import torch
 
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.distances import bootstrap_sd, interval
-from ikddit.evaluation.fid.extractors import Extractors, pick_device
-from ikddit.evaluation.fid.inception import LOGITS
+from ikddit.evaluation.fid.extractors import Extractors
+from ikddit.evaluation.fid.inception import LOGITS, pick_device
 from ikddit.evaluation.fid.maps import MapSet
 from ikddit.evaluation.fid.reference import (
     Reference,
@@ -62,7 +62,7 @@ def weights_as_in(reference: Reference, params: FidParams) -> Weights | NoWeight
     if isinstance(weights, Weights) and weights.sha256 != facts["sha256"]:
         raise ModelError(
             f"fid.weights: sha256 {weights.sha256}, but the reference was computed with {facts['sha256']}; "
-            "run `dvc repro --force fid_reference`"
+            "run `dvc repro --force --single-item fid_measured`, then `dvc repro`"
         )
     return weights
 

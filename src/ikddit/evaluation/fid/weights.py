@@ -22,7 +22,10 @@ log = logging.getLogger("ikddit")
 _BLOCK_BYTES = 1 << 20
 WEIGHTS_VARIABLE = "IKDDIT_FID_WEIGHTS"
 """Environment variable that names, for this machine alone, what `auto` takes."""
-AGAIN = "set `fid.weights` to a file or URL, then run `dvc repro --force fid_reference`"
+AGAIN = (
+    "set `fid.weights` to a file or URL, or look again with `dvc repro --force --single-item fid_measured`; "
+    "then run `dvc repro`"
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,22 @@ class Weights:
     """Name of the file, without its folder."""
     sha256: str
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is written beside figures."""
+        return {"source": self.source, "sha256": self.sha256}
+
 
 @dataclass(frozen=True)
 class NoWeights:
     """Why there are none; Inception figures are then absent, and this is said in their place."""
 
     reason: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is written in the place of figures."""
+        return {"reason": self.reason}
 
 
 def find_weights(setting: str, timeout_s: float) -> Weights | NoWeights:
