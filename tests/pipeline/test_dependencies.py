@@ -1,6 +1,7 @@
 """dvc.yaml must name the code a stage runs, or `dvc repro` calls a stale result up to date."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +56,14 @@ def test_stage_depends_on_all_the_code_it_runs(stage: str, imports: grimp.Import
 def test_stage_names_no_dependency_that_is_not_there(stage: str) -> None:
     code = [dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "stages/"))]
     assert [dep for dep in code if not (ROOT / dep).exists()] == []
+
+
+def test_the_picture_of_the_house_shows_every_stage_and_every_room() -> None:
+    picture = (ROOT / "docs" / "architecture.svg").read_text()
+    shown = {
+        word
+        for text in re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+        for word in re.findall(r"\w+", text)
+    }
+    rooms = {path.name for path in (ROOT / "src" / "ikddit").iterdir() if (path / "__init__.py").is_file()}
+    assert set(STAGES) | rooms <= shown
