@@ -44,11 +44,11 @@ class MapSet:
 
 def measured_maps(split: PreparedSplit, name: str) -> MapSet:
     """The measured maps of a split; wafers without a single valid mark (no target) are left out."""
-    found = np.flatnonzero(split.valid.any(axis=(1, 2)))
+    found, barcodes = np.flatnonzero(split.valid.any(axis=(1, 2))), split.barcode
     if len(found) == len(split):
-        return MapSet(name, split.map, split.valid, found, list(split.barcode))
-    barcodes = [split.barcode[row] for row in found]
-    return MapSet(name, split.map[found], split.valid[found], np.arange(len(found)), barcodes)
+        return MapSet(name, split.map, split.valid, found, barcodes)
+    left = [barcodes[row] for row in found]
+    return MapSet(name, split.map[found], split.valid[found], np.arange(len(found)), left)
 
 
 def generated_maps(folder: Path | str, *splits: PreparedSplit) -> MapSet:
