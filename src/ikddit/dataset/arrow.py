@@ -3,6 +3,7 @@
 import mmap
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -158,7 +159,7 @@ class PreparedSplit:
         text = self.table.schema.metadata[b"log_names"].decode()
         return text.split("\n") if text else []
 
-    @property
+    @cached_property
     def barcode(self) -> list[str]:
         """Barcodes, one per wafer."""
         return [str(text) for text in self.table.column("barcode").to_pylist()]
