@@ -20,6 +20,7 @@ from ikddit.errors import InputError
 from ikddit.evaluation.report.figures import Chart, Line, charts_figure, inline_svg
 from ikddit.evaluation.report.page import FIGURES, build_report, write_report
 from ikddit.evaluation.report.sources import Origin, read_sources
+from ikddit.evaluation.report.summary import ablation
 from ikddit.evaluation.report.tables import comparison, verdict
 
 METRICS = {
@@ -469,3 +470,23 @@ def test_paper_gets_best_median_and_worst(browser: Browser) -> None:
     assert browser.value(SHOWN) == "W0000,W0001,W0002"
     assert browser.value("getComputedStyle(document.querySelector('nav')).display") == "none"
     browser("Emulation.setEmulatedMedia", media="")
+
+
+def test_fid_stands_with_mean_and_sd_over_repeated_runs(checkout: Path) -> None:
+    rows = [f"seed-{n},{n},0.8,{value}" for n, value in enumerate((0.03, 0.04, 0.05))]
+    (checkout / "reports/ablations/seeds.csv").write_text(
+        "\n".join(["run,seed,rmse_nm,fid15k.embedding", *rows]) + "\n"
+    )
+    words = Page(build_report(read_sources(checkout))).words()
+    assert "mean ± sd of 3 seeds" in words
+    assert "fid15k.embedding 0.0345 0.03 to 0.04 0.04 ± 0.01 0.011 0.02" in words
+
+
+def test_distances_on_two_embeddings_are_not_put_side_by_side() -> None:
+    rows = [
+        {"embed.contrastive": kept, "rmse_nm": 1.0, "frechet_embedding": distance}
+        for kept, distance in (("True", 0.2), ("False", 0.01))
+    ]
+    assert ablation("condition", rows).metrics == ["rmse_nm"]
+    swept = [{"mask_ratio": i, "rmse_nm": 1.0, "frechet_embedding": 0.2} for i in (0.0, 0.5)]
+    assert ablation("mask", swept).metrics == ["rmse_nm", "frechet_embedding"]

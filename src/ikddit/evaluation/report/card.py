@@ -9,7 +9,7 @@ from ikddit.errors import InputError
 from ikddit.evaluation.report import tables
 from ikddit.evaluation.report.fid import fid_rows, fid_title
 from ikddit.evaluation.report.sources import Sources, read_tables
-from ikddit.evaluation.report.summary import ABLATED, Ablation, ablation, modes
+from ikddit.evaluation.report.summary import ABLATED, ablation, modes, repeated_runs
 from ikddit.evaluation.report.templates import environment
 from ikddit.evaluation.scores import ome_name
 from ikddit.params import Params, load_params
@@ -46,7 +46,8 @@ def build_card(reports: Path | str, params: Params) -> str:
             raise InputError(str(folder / REPORTS[name]), "file", "missing", "run `dvc repro evaluate`")
     sources = Sources(**found)
     tau = tables.tau_of(sources.metrics)
-    runs = [ablation(name, rows) for name, rows in read_tables(folder / "ablations").items()]
+    runs = read_tables(folder / "ablations")
+    repeated = repeated_runs(runs)
     return (
         environment(escape=False)
         .get_template("card.md.j2")
@@ -58,18 +59,14 @@ def build_card(reports: Path | str, params: Params) -> str:
             rows=tables.comparison(sources),
             tau=tau,
             ome=ome_name(tau),
-            seeds=seeds_of(runs),
+            seeds=ablation("seeds", repeated) if repeated else None,
             ablated=ABLATED,
             modes=modes(sources.timing or {}),
-            fid=fid_rows(sources.fid or {}),
+            fid=fid_rows(sources.fid or {}, repeated),
+            repeated=len(repeated),
             fid_title=fid_title(sources.fid or {}),
         )
     )
-
-
-def seeds_of(runs: list[Ablation]) -> Ablation | None:
-    """The runs in which nothing but the seed differs, if there are any."""
-    return next((a for a in runs if not a.swept and len(a.groups) == 1 and a.groups[0].runs > 1), None)
 
 
 def write_card(root: Path | str = ".", params: Params | None = None) -> Path:

@@ -1,9 +1,11 @@
 """fid.json as a table: generated against measured maps, beside what measured maps have among themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ikddit.evaluation.report.sources import Row
+from ikddit.evaluation.report.summary import Spread, spread
 from ikddit.evaluation.report.tables import flat
 
 GROUPS = ("fid15k", "fid")
@@ -25,6 +27,8 @@ class FidRow:
     """The same figure between two halves of the measured maps."""
     test: float | None
     """The same figure of the test split's measured maps against all measured maps."""
+    seeds: Spread | None
+    """Over runs that differ in their seed alone; None where fewer than two have the figure."""
 
 
 def fid_title(fid: Mapping[str, Any]) -> str:
@@ -46,8 +50,12 @@ def fid_title(fid: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def fid_rows(fid: Mapping[str, Any]) -> list[FidRow]:
+def fid_rows(fid: Mapping[str, Any], repeated: Sequence[Row] = ()) -> list[FidRow]:
     """Every figure with its interval or standard deviation (of KID: over its subsets).
+
+    Args:
+        fid: what fid.json holds.
+        repeated: runs that differ in their seed alone, with the same figures by dotted name.
 
     >>> rows = fid_rows({"fid": {"n": 4, "a": 2.0, "a_low": 1.0, "a_high": 3.0}, "kid": 0.5, "kid_subset_sd": 0.1})
     >>> [(row.name, row.value, row.interval, row.sd) for row in rows]
@@ -66,6 +74,7 @@ def fid_rows(fid: Mapping[str, Any]) -> list[FidRow]:
             continue
         low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
         short = name.split(".", 1)[-1]
+        seeds = spread(row.get(name) for row in repeated)
         rows.append(
             FidRow(
                 name,
@@ -74,6 +83,7 @@ def fid_rows(fid: Mapping[str, Any]) -> list[FidRow]:
                 numbers.get(f"{name}_sd", numbers.get(f"{name}_subset_sd")),
                 halves.get(short),
                 test.get(short),
+                seeds if seeds is not None and len(seeds.values) > 1 else None,
             )
         )
     return rows

@@ -14,7 +14,7 @@ from ikddit.evaluation.report.fid import fid_rows, fid_title
 from ikddit.evaluation.report.pictures import DrawnWafer, Picture, drawn_wafers, pictures
 from ikddit.evaluation.report.scored import KPIS, SHARES, model_name, overall, pivot
 from ikddit.evaluation.report.sources import Origin, Sources, read_sources
-from ikddit.evaluation.report.summary import ABLATED, ablation, modes, suites
+from ikddit.evaluation.report.summary import ABLATED, ablation, modes, repeated_runs, suites
 from ikddit.evaluation.report.templates import environment
 from ikddit.evaluation.scores import ome_name
 
@@ -59,6 +59,7 @@ def build_report(
     plots = pictures(sources) if plots is None else plots
     rows = tables.comparison(sources)
     tau = tables.tau_of(sources.metrics)
+    repeated = repeated_runs(sources.ablations)
     return (
         environment()
         .get_template("page.html.j2")
@@ -85,7 +86,8 @@ def build_report(
             kpis=KPIS,
             shares=SHARES,
             model_name=model_name,
-            fid=fid_rows(sources.fid or {}),
+            fid=fid_rows(sources.fid or {}, repeated),
+            repeated=len(repeated),
             fid_title=fid_title(sources.fid or {}),
             matrix=tables.matrix,
             flat=tables.flat,

@@ -110,7 +110,11 @@ def ablation(name: str, rows: Sequence[Row]) -> Ablation:
     columns = list(rows[0]) if rows else []
     params = [c for c in columns if c in known and c != "seed"]
     swept = [c for c in params if len({str(row.get(c)) for row in rows}) > 1]
-    metrics = [m for m in ABLATED if any(isinstance(row.get(m), int | float) for row in rows)]
+    # Distances in two embeddings do not compare.
+    apart = {"frechet_embedding"} if any(c.startswith("embed.") for c in swept) else set()
+    metrics = [
+        m for m in ABLATED if m not in apart and any(isinstance(row.get(m), int | float) for row in rows)
+    ]
     settings: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         settings.setdefault(tuple(str(row.get(c)) for c in swept), []).append(row)
@@ -122,6 +126,15 @@ def ablation(name: str, rows: Sequence[Row]) -> Ablation:
         groups.append(Group(label, len(members), seeds, {m: s for m, s in found.items() if s}))
     counts = {str(row["n_wafers"]) for row in rows if row.get("n_wafers") is not None}
     return Ablation(name, swept, metrics, groups, " / ".join(sorted(counts, key=int)))
+
+
+def repeated_runs(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """The runs of the table in which nothing but the seed differs, if there is one."""
+    for name, rows in tables.items():
+        table = ablation(name, rows)
+        if not table.swept and len(table.groups) == 1 and table.groups[0].runs > 1:
+            return list(rows)
+    return []
 
 
 @dataclass(frozen=True)
