@@ -82,6 +82,7 @@ def test_a_running_scheduler_gives_the_same_bytes_for_items_and_tables_though_it
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: tuple[str, Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engines, "LOOK_S", 0.01)  # it looks for workers many times before a result is there
     for name in ("a", "b"):
         marks = "".join(f"{name}{i},{x},0,0.5,{0.1 * i}\n" for i in range(3) for x in range(-100, 101, 50))
         write(

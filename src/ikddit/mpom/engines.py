@@ -223,8 +223,8 @@ class _Cluster:
                 outcome: Outcome = future.result(timeout=LOOK_S)
                 return outcome
             except TimeoutError:
-                if future.done():  # the task's own
-                    raise
+                if future.status == "error":  # it may be the task's own, or have come just now
+                    raise future.exception() from None
                 if not self.threads():
                     raise self._no_workers() from None
             except CancelledError:
