@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ingested import settings
 from rawmpom import data_set, item, write, zip_of
@@ -162,6 +165,35 @@ def test_a_scheduler_that_nobody_hears_and_a_missing_package_are_named(
         IkdditError, match=r"Dask is not installed .*'\.\[scale\]', or set ingest\.engine: pro"
     ):
         everything(raw, tmp_path / "out", engine="dask")
+
+
+def test_nobody_else_reaches_a_cluster_of_this_machine() -> None:
+    from distributed import Client
+
+    with engines._connected(None, 1) as cluster:
+        me = psutil.Process()
+        listening = [
+            c.laddr.ip
+            for process in (me, *me.children(recursive=True))
+            for c in process.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        ]
+        assert listening
+        assert set(listening) == {"127.0.0.1"}
+        address = cluster._client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        with pytest.raises(OSError, match=r"Timed out|reset by peer|closed"):
+            Client(address.replace("tls", "tcp"), timeout=1)
+        # Nor who speaks TLS, believes any certificate and has none of this run.
+        stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+        host, _, port = address.removeprefix("tls://").partition(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=30) as plain,
+            pytest.raises(ssl.SSLError, match="certificate required"),
+            stranger.wrap_socket(plain) as connection,
+        ):
+            connection.recv(1)
 
 
 def test_a_scheduler_without_an_engine_for_it_is_refused() -> None:
