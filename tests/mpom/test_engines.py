@@ -140,7 +140,7 @@ def test_a_worker_that_sees_other_files_or_runs_other_code_refuses_the_task(
     # Without the look it would quarantine good wafers, or write other bytes.
     values = settings()
     job = Job(survey(raw, values), values, tmp_path)
-    good = (job, engines._changed(raw), engines.software(), (0, []))
+    good: tuple[Any, ...] = (job, engines._changed(raw), engines.software(), (0, []))
     assert engines.run_apart(*good) == Outcome()
     shared = r"Dask worker on \S+ \(process \d+\) .*file system that all of them mount at the same path"
     unseen = Job(job.survey, values, tmp_path / "none")
