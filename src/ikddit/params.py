@@ -84,12 +84,28 @@ class IngestParams(Section):
     """Pixels per side the PNGs must have; other than 64 is resampled to 64."""
     scale_nm: float | None = Field(None, gt=0.0)
     """Declares the PNG scale of a folder without dataset.json; null: such maps stay RGB, no nm claims."""
+    engine: Literal["processes", "dask"] = "processes"
+    """Who runs the tasks: processes of this machine, or Dask (extra `scale`), on several machines if it has them.
+
+    The records are the same bit for bit.
+    """
+    scheduler: str | None = None
+    """Address of a running Dask scheduler (tcp://host:8786); null: that of `IKDDIT_DASK_SCHEDULER`, else a cluster
+    of `workers` processes on this machine."""
     workers: int = Field(0, ge=0, le=256)
-    """Processes; 0 takes all cores."""
+    """Processes; 0 takes all cores. A running scheduler has workers of its own."""
     wafers_per_part: int = Field(500, ge=1)
     max_member_mb: float = Field(64.0, gt=0.0)
     """Largest decompressed size of one file inside a zip (decompression bombs)."""
     marks: MarksParams = MarksParams()
+
+    @model_validator(mode="after")
+    def _scheduler_is_of_dask(self) -> "IngestParams":
+        if self.scheduler is not None and self.engine != "dask":
+            raise ValueError(
+                "scheduler is given, but engine is not dask; set engine: dask or scheduler: null"
+            )
+        return self
 
 
 class ValidateParams(Section):

@@ -1,18 +1,12 @@
-"""The ingest engine: plan -> worker processes -> Parquet parts, quarantine and report.
+"""Ingest: plan -> workers (`ikddit.mpom.engines`) -> Parquet parts, quarantine and report.
 
-Tasks come back in the order in which they were planned, whatever the number of workers; of the records the
-parent keeps only the barcodes.
+Tasks come back in the order in which they were planned, whatever the engine and the number of workers; of the
+records the parent keeps only the barcodes.
 """
 
-import gc
-import itertools
 import json
-import multiprocessing
 import os
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -23,55 +17,13 @@ import pyarrow.parquet as pq
 
 from ikddit.atomic import atomic_dir, write_json
 from ikddit.console import log, progress
-from ikddit.errors import GateError, IkdditError, InputError
+from ikddit.errors import GateError, InputError
+from ikddit.mpom.engines import outcomes
 from ikddit.mpom.source import Census, Rejection
 from ikddit.mpom.survey import SIGNS, Survey, survey
-from ikddit.mpom.tasks import ROW_GROUP, Job, Outcome, Task, Worker, part_writer, plan
+from ikddit.mpom.tasks import ROW_GROUP, Job, Outcome, part_writer
 from ikddit.mpom.wafer import Clipping
 from ikddit.params import IngestParams
-
-_worker: Worker | None = None
-
-
-def _start_worker(job: Job) -> None:
-    global _worker
-    _worker = Worker(job)
-    pa.set_cpu_count(1)
-    # What was imported stays: the garbage collector need not look through it again and again.
-    gc.freeze()
-
-
-def _work(number: int, task: Task) -> Outcome:
-    assert _worker is not None
-    return _worker.run(number, task)
-
-
-def _outcomes(job: Job, census: Census) -> Iterator[Outcome]:
-    """Outcomes in the order of the tasks, with a bounded number of tasks under way."""
-    workers = job.settings.workers or len(os.sched_getaffinity(0))
-    tasks = enumerate(plan(job, census))
-    first = list(itertools.islice(tasks, 2))
-    if workers == 1 or len(first) < 2:
-        worker = Worker(job)
-        for number, task in itertools.chain(first, tasks):
-            yield worker.run(number, task)
-        return
-    # Started afresh: forking a process that holds Arrow's threads may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,))
-    try:
-        under_way: deque[Future[Outcome]] = deque(pool.submit(_work, *numbered) for numbered in first)
-        for numbered in tasks:
-            under_way.append(pool.submit(_work, *numbered))
-            if len(under_way) > workers + 2:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    except BrokenProcessPool:
-        remedy = "lower ingest.workers or ingest.wafers_per_part if memory ran out"
-        raise IkdditError(f"{job.survey.root}: a worker process died; {remedy}") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class _Names:
@@ -205,7 +157,7 @@ def ingest(
             with atomic_dir(records) as scratch:
                 collector = _Collector(scratch, lines)
                 job = Job(found_out, settings, scratch)
-                for outcome in progress(_outcomes(job, census), "ingest", unit="parts"):
+                for outcome in progress(outcomes(job, census), "ingest", unit="parts"):
                     collector.add(outcome)
                 summary = _summary(found_out, collector, census)
                 if not collector.records:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, UInt8
 
 from ikddit.mpom.parts import lists_to_numpy, read_batches
@@ -40,10 +41,15 @@ def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
     """
     import pandas as pd
 
-    records, logs = [], []
+    records: list[pd.DataFrame] = []
     names: list[str] = []
+    # Filled batch by batch: joining the batches afterwards would hold the widest part of the frames twice.
+    logs = np.zeros((0, 0), np.float32)
+    done = 0
     for table in read_batches(parts, "validate: measure"):
-        names = log_names_of(table.schema)
+        if not records:
+            names = log_names_of(table.schema)
+            logs = np.empty((sum(pq.read_metadata(part).num_rows for part in parts), len(names)), np.float32)
         frame = table.select([*dict.fromkeys([*KEY_COLUMNS, *ID_FIELDS])]).to_pandas()
         frame["log_lines"] = pc.fill_null(pc.list_value_length(table.column("log_lines")), 0).to_numpy()
         channels = CHANNELS["rgb" if table.schema.metadata[b"units"] == b"rgb" else "nm"]
@@ -52,11 +58,12 @@ def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
             for key, column in map_scalars(values, lists_to_numpy(table.column(mask), 0)).items():
                 frame[f"{name}_{key}"] = column
         records.append(frame)
-        logs.append(lists_to_numpy(table.column("log_features"), np.nan))
+        logs[done : done + len(frame)] = lists_to_numpy(table.column("log_features"), np.nan)
+        done += len(frame)
     if not records:
         return pd.DataFrame(), pd.DataFrame()
     frame = pd.concat(records, ignore_index=True)
-    channels_frame = pd.DataFrame(np.concatenate(logs), columns=names)
+    channels_frame = pd.DataFrame(logs, columns=names, copy=False)
     frame[ROW] = channels_frame[ROW] = np.arange(len(frame))
     frame[RECORD] = channels_frame[RECORD] = frame["barcode"]
     times = frame.pop("exposed_at")
@@ -135,7 +142,8 @@ def _in_time_order(frame: "pd.DataFrame", times: "pd.Series[Any]") -> Bool[np.nd
     order was not run by slot, and is not judged, nor are wafers without lot, slot or time.
     """
     keep = np.ones(len(frame), bool)
-    judged = frame.assign(time=times)[frame["slot"].notna() & times.notna() & frame["lot_id"].notna()]
+    asked = frame[["lot_id", "layer", "slot"]].assign(time=times)
+    judged = asked[asked["slot"].notna() & times.notna() & asked["lot_id"].notna()]
     for _, lot in judged.sort_values(["slot", "time"]).groupby(["lot_id", "layer"], dropna=False):
         time = lot["time"].tolist()
         up, down = longest_ordered(time), longest_ordered(time[::-1])[::-1]

@@ -205,9 +205,11 @@ def _lines(folder: Path) -> int:
 def _channels(logs: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
-    values = logs.drop(columns=[ROW, RECORD], errors="ignore")
-    missing = values.isna().mean()
-    return pd.DataFrame({"channel": list(missing.index), "missing_share": missing.to_numpy(float)})
+    names = [name for name in logs.columns if name not in (ROW, RECORD)]
+    # One after the other: all at once would be a copy of the whole frame.
+    return pd.DataFrame(
+        {"channel": names, "missing_share": [float(logs[name].isna().mean()) for name in names]}
+    )
 
 
 def _lots(frame: "pd.DataFrame", params: ValidateParams) -> "pd.DataFrame":
@@ -258,12 +260,12 @@ def _write_report(
 
 def _write_good(target: Path, parts: list[Path], facts: dict[str, Any], rejected: set[int]) -> None:
     """Copy the parts without the rejected rows; a part that loses none is copied as it is."""
-    start = 0
+    start, dropped = 0, np.array(sorted(rejected), np.int64)
     with atomic.atomic_dir(target) as folder:
         for part in progress(parts, "validate: write", unit="parts"):
             with pq.ParquetFile(part) as file:
                 rows = np.arange(start, start + file.metadata.num_rows)
-                keep = ~np.isin(rows, list(rejected))
+                keep = ~np.isin(rows, dropped)
                 start += len(rows)
                 if keep.all():
                     shutil.copyfile(part, folder / part.name)
