@@ -199,6 +199,13 @@ def test_npz_that_promises_a_huge_array_is_not_believed(tmp_path, run_ingest):
     assert run_ingest(raw).rejected("000000")["field"] == "maps.map"
 
 
+@pytest.mark.parametrize("header", [b"{'descr': '<f4'", b"((((((", b"-" * 9000 + b"1", b"{[]: 1}", b"\0"])
+def test_npy_header_that_is_no_literal_is_a_damaged_array(tmp_path, run_ingest, header):
+    body = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    raw = write(data_set(tmp_path / "raw", 4), {"maps_000000.npz": zip_of({"prev_map.npy": body})})
+    assert run_ingest(raw).rejected("000000")["field"] == "maps.prev_map"
+
+
 def test_pickle_in_an_npz_is_never_loaded(tmp_path, run_ingest):
     class Trap:
         def __reduce__(self):
