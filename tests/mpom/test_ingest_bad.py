@@ -146,6 +146,7 @@ def with_zip(tmp_path, data: bytes):
         "a/../../overlay_prev_7.png",
         "..\\overlay_prev_7.png",
         "C:/overlay_prev_7.png",
+        "",
         "../../../etc/passwd",
     ],
 )

@@ -297,7 +297,7 @@ def _sort_members(
     times = Counter(info.filename for info in infos)
     for info in sorted(infos, key=attrgetter("filename")):
         name = info.filename
-        if info.is_dir() or name in problems:
+        if name.endswith("/") or name in problems:  # `info.is_dir()` fails on an empty name
             continue
         problem = member_problem(info, file)
         if times[name] > 1:
