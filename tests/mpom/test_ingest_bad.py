@@ -31,6 +31,7 @@ SOUND = png(make_map(1))
 FLOATS = {name: make_map(seed).astype(np.float32) for name, seed in (("prev_map", 0), ("map", 1))}
 MASKS = {name: USABLE.astype(np.uint8) for name in ("prev_valid", "valid")}
 MAPS = {**FLOATS, **MASKS}
+TABLE = "barcode,wafer_x_mm,wafer_y_mm,ovl_x_nm,ovl_y_nm\nW1,0,0,1,2\nW1,9,0,1,2\n"
 
 
 def run(raw, out, **values):
@@ -294,6 +295,22 @@ def test_file_name_that_is_not_utf8_is_quarantined(tmp_path, run_ingest):
         with open(os.path.join(os.fsencode(raw), os.fsencode(name).replace(b"x", b"\xff")), "wb") as handle:
             handle.write(data)
     assert "not UTF-8" in run_ingest(raw).quarantine[0]["reason"]
+
+
+def test_tables_zips_and_folders_of_names_that_are_not_utf8_are_quarantined(tmp_path, run_ingest):
+    raw = os.fsencode(data_set(tmp_path / "raw", 2))
+    os.mkdir(raw + b"/\xfe")
+    for name in (b"/\xff.zip", b"/\xfe/id_1.txt", b"/\xfe/b.zip"):
+        with open(raw + name, "wb") as handle:
+            handle.write(b"no zip")
+    assert run_ingest(tmp_path / "raw").report["quarantined"] == 3
+    tables = os.fsencode(write(tmp_path / "tables", {"good.csv": TABLE.encode()}))
+    for name in (b"/\xff.csv", b"/\xff.parquet"):
+        with open(tables + name, "wb") as handle:
+            handle.write(TABLE.encode())
+    done = run_ingest(tmp_path / "tables")
+    assert done.report["records"] == 1
+    assert [line["reason"] for line in done.quarantine] == ["file name is not UTF-8"] * 2
 
 
 def test_file_larger_than_the_bound_is_quarantined(tmp_path, run_ingest):
