@@ -332,6 +332,13 @@ def test_an_error_nobody_thought_of_costs_its_wafer_only(tmp_path, run_ingest, m
     assert (line["field"], "surprise" in line["reason"]) == ("reader", True)
 
 
+@pytest.mark.parametrize("data", [TABLE.replace("\n", "\r").encode(), b"barcode," + b"x" * 200_000 + b"\n"])
+def test_csv_header_that_cannot_be_split_costs_its_table_only(tmp_path, run_ingest, data):
+    done = run_ingest(write(tmp_path / "raw", {"a.csv": data, "b.csv": TABLE.encode()}))
+    assert done.report["records"] == 1
+    assert "header line not readable" in done.rejected("a.csv")["reason"]
+
+
 # Whole data sets --------------------------------------------------------------------------------------------
 
 
