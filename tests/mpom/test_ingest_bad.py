@@ -380,7 +380,10 @@ def test_nothing_usable_stops_with_the_reasons_and_keeps_the_quarantine(tmp_path
         ({"format": "hdf"}, "format"),
         ({"format": None}, "format"),
         ({"format_version": 2}, "format_version"),
+        ({"scale_nm": 10**400}, "scale_nm"),
+        ({"scale_nm": 1e39}, "scale_nm"),
         ({"pitch_mm": 1.0}, "pitch_mm"),
+        ({"pitch_mm": 10**400}, "pitch_mm"),
         ({"feature_names": ["a", "a"]}, "feature_names"),
         ({"feature_names": "abc"}, "feature_names"),
     ],
@@ -397,7 +400,19 @@ def test_scale_declared_twice_must_agree():
         check_description(description(), settings(scale_nm=8.0))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", "NaN", '{"format": "mpom", "scale_nm": NaN}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        "NaN",
+        '{"format": "mpom", "scale_nm": NaN}',
+        '{"format": "mpom", "format_version": 1, "note": 1e999}',
+        '{"format": "mpom", "format_version": 1, "note": "\\ud800"}',
+        '{"format": "mpom", "format_version": 1, "note": ' + "[" * 5000 + "]" * 5000 + "}",
+    ],
+)
 def test_broken_description_stops_ingest(tmp_path, text):
     raw = data_set(tmp_path / "raw", 2)
     (raw / "dataset.json").write_text(text)

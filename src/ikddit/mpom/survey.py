@@ -5,6 +5,7 @@ Units are never guessed: maps are in nm only if dataset.json says so with a scal
 """
 
 import itertools
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -180,6 +181,11 @@ def read_description(root: Path, max_bytes: int) -> dict[str, Any]:
     value = strict_json(data, name)
     if not isinstance(value, dict) or not value:
         raise InputError(name, "json", "not a JSON object", "write it again; see docs/data-format.md")
+    try:
+        # It is written beside the records: 1e999 or half of a surrogate pair must not stop ingest at its end.
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(name, "json", f"cannot be written again: {error}", "write it again") from None
     return value
 
 
