@@ -6,7 +6,6 @@ Units are never guessed: maps are in nm only if dataset.json says so with a scal
 
 import itertools
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from ikddit.overlay.grid import WAFER_RADIUS_MM
 from ikddit.params import IngestParams
 
 SIGNS = ("current_minus_previous", "previous_minus_current")
+MAX_SCALE_NM = 1e6
+"""A millimetre: beyond it no scale is of overlay, and far beyond it maps would not be finite in float32."""
 _SAMPLE = 50
 """Items whose log channels are compared to find the data set's own."""
 
@@ -230,8 +231,10 @@ def check_description(
     scale = _scale(description, settings)
     pitch, size = description.get("pitch_mm"), settings.image_size
     expected_pitch = 2 * WAFER_RADIUS_MM / size
-    if pitch is not None and not (_is_number(pitch) and math.isclose(pitch, expected_pitch, rel_tol=1e-3)):
-        reason = f"{pitch!r}, expected {expected_pitch} for {size} pixels over 300 mm"
+    # Whole numbers beyond float64 are numbers in JSON too.
+    fits = _is_number(pitch) and 0.999 * expected_pitch <= pitch <= 1.001 * expected_pitch
+    if pitch is not None and not fits:
+        reason = f"{pitch!r:.60}, expected {expected_pitch} for {size} pixels over 300 mm"
         raise InputError(
             DESCRIPTION, "pitch_mm", reason, "set ingest.image_size, or export maps of whole wafers"
         )
@@ -263,8 +266,8 @@ def _scale(description: dict[str, Any], settings: IngestParams) -> float | None:
     if not {"units", "scale_nm"} & description.keys():
         return settings.scale_nm
     declared = description.get("scale_nm")
-    if declared is None or not _is_number(declared) or not 0 < declared < math.inf:
-        reason = f"{declared!r}, expected a number above 0"
+    if declared is None or not _is_number(declared) or not 0 < declared <= MAX_SCALE_NM:
+        reason = f"{declared!r:.60}, expected a number above 0 and at most {MAX_SCALE_NM:g}"
         raise InputError(DESCRIPTION, "scale_nm", reason, "write the nm that the PNG's full range stands for")
     for key, value in (("units", "nm"), ("encoding", "rg-linear")):
         if key not in description:
