@@ -53,6 +53,8 @@ def run(raw, out, **values):
         ("logs_000000.json", b'{"features": [1, -Infinity, 3]}', "json"),
         ("logs_000000.json", b'{"features": [1, 2]}', "features"),
         ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "b", "c"]}', "feature_names"),
+        ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "b\\nc", "d"]}', "feature_names"),
+        ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "", "d"]}', "feature_names"),
         ("id_000000.txt", b"1000", "id"),
         ("maps_000000.npz", b"not a zip", "zip"),
         ("maps_000000.npz", npz(map=FLOATS["map"], valid=MASKS["valid"]), "maps.prev_map"),
@@ -386,6 +388,8 @@ def test_nothing_usable_stops_with_the_reasons_and_keeps_the_quarantine(tmp_path
         ({"pitch_mm": 10**400}, "pitch_mm"),
         ({"feature_names": ["a", "a"]}, "feature_names"),
         ({"feature_names": "abc"}, "feature_names"),
+        ({"feature_names": ["a", ""]}, "feature_names"),
+        ({"feature_names": ["a", "b\nc"]}, "feature_names"),
     ],
 )
 def test_unusable_description_is_refused_by_its_key(changes, field):

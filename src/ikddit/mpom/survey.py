@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ikddit.errors import InputError
 from ikddit.mpom.archive import Member, Reader, open_zip, read_member
-from ikddit.mpom.logs import Logs, parse_logs, strict_json
+from ikddit.mpom.logs import Logs, is_channel_name, parse_logs, strict_json
 from ikddit.mpom.source import DESCRIPTION, TABLE_SUFFIXES, Census, RawItem, walk
 from ikddit.mpom.wafer import Layout
 from ikddit.overlay.grid import WAFER_RADIUS_MM
@@ -241,10 +241,9 @@ def check_description(
     names = description.get("feature_names")
     if names is not None:
         texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not texts or len(set(names)) != len(names):
-            raise InputError(
-                DESCRIPTION, "feature_names", "expected a list of different texts", "write it again"
-            )
+        if not texts or len(set(names)) != len(names) or not all(map(is_channel_name, names)):
+            reason = "expected a list of different texts, none empty or of several lines"
+            raise InputError(DESCRIPTION, "feature_names", reason, "write it again")
     return scale, description.get("sign") == SIGNS[1], names
 
 
