@@ -21,6 +21,7 @@ def test_params_yaml_holds_the_documented_defaults():
     [
         ({"mask_ration": 0.7}, r"mask_ration: unknown key; did you mean `mask_ratio`"),
         ({"train": {"step": 5}}, r"train\.step: unknown key; did you mean `steps`"),
+        ({"simulate": {"shift": {"scaner": "LITH01"}}}, r"simulate\.shift\.scaner: .*did you mean `scanner`"),
         ({"mask_ratio": 1.0}, r"mask_ratio: .*less than 1, found 1\.0"),
         ({"mask_ratio": -0.1}, r"mask_ratio: "),
         ({"lambda1": -1}, r"lambda1: .*greater than or equal to 0"),

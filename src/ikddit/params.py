@@ -4,7 +4,7 @@ Unknown keys, wrong types and values out of range are refused by name before a s
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -450,8 +450,9 @@ def _explain(error: Any) -> str:
         for part in error["loc"][:-1]:
             by_key = {field.alias or n: field for n, field in model.model_fields.items()}
             annotation = by_key[str(part)].annotation
-            assert isinstance(annotation, type)
-            model = annotation
+            # a section that may be null is a union
+            sections = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            model = next(kind for kind in sections if issubclass(kind, BaseModel))
         known = [field.alias or n for n, field in model.model_fields.items()]
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f"{name}: unknown key; " + (f"did you mean `{close[0]}`?" if close else f"known: {known}")
