@@ -3,6 +3,7 @@
 Unknown keys, wrong types and values out of range are refused by name before a stage runs.
 """
 
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -456,7 +457,13 @@ def _explain(error: Any) -> str:
         known = [field.alias or n for n, field in model.model_fields.items()]
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f"{name}: unknown key; " + (f"did you mean `{close[0]}`?" if close else f"known: {known}")
-    return f"{name}: {error['msg']}, found {error['input']!r}"
+    return f"{name}: {error['msg']}, found {_SHORT.repr(error['input'])}"
+
+
+_SHORT = reprlib.Repr()
+"""Shows the beginning of a value: YAML's aliases let a few lines stand for billions of entries."""
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlevel = 2
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -472,7 +479,10 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the repository's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ParamsError(f"{path}: not readable: {error.strerror}") from None
+    # ruamel lets out what Python raises on tags and dates that hold something else, and on nesting without end.
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ParamsError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
