@@ -149,7 +149,6 @@ def with_zip(tmp_path, data: bytes):
         "a/../../overlay_prev_7.png",
         "..\\overlay_prev_7.png",
         "C:/overlay_prev_7.png",
-        "",
         "../../../etc/passwd",
     ],
 )
@@ -160,6 +159,20 @@ def test_path_tricks_in_a_zip_are_quarantined_and_write_nothing(tmp_path, run_in
     assert (done.report["found"], done.report["records"]) == (6, 5)
     assert done.report["quarantined_by_field"] == {"path": 1}
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_member_without_a_name_in_a_zip_is_quarantined(tmp_path, run_ingest):
+    data = bytearray(zip_of({**item("000005", 5, "L3"), "x": b""}))
+    for signature, length, name in ((b"PK\x03\x04", 26, 30), (b"PK\x01\x02", 28, 46)):
+        at = data.rfind(signature)
+        data[at + length] = 0
+        del data[at + name]
+    end = data.rfind(b"PK\x05\x06")
+    for field in (12, 16):  # the directory is a byte shorter and begins a byte earlier
+        data[end + field : end + field + 4] = (int.from_bytes(data[end + field : end + field + 4], "little") - 1).to_bytes(4, "little")
+    done = run_ingest(with_zip(tmp_path, bytes(data)))
+    assert (done.report["found"], done.report["records"]) == (6, 5)
+    assert "empty name" in done.quarantine[0]["reason"]
 
 
 def test_symbolic_link_in_a_zip_is_quarantined(tmp_path, run_ingest):
@@ -203,11 +216,13 @@ def test_npz_that_promises_a_huge_array_is_not_believed(tmp_path, run_ingest):
     assert run_ingest(raw).rejected("000000")["field"] == "maps.map"
 
 
-@pytest.mark.parametrize("header", [b"{'descr': '<f4'", b"((((((", b"-" * 9000 + b"1", b"{[]: 1}", b"\0"])
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f4'", b"((((((", b"-" * 9000 + b"1", b"{[]: 1}", b"\0"], ids=range(5)
+)
 def test_npy_header_that_is_no_literal_is_a_damaged_array(tmp_path, run_ingest, header):
     body = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-    raw = write(data_set(tmp_path / "raw", 4), {"maps_000000.npz": zip_of({"prev_map.npy": body})})
-    assert run_ingest(raw).rejected("000000")["field"] == "maps.prev_map"
+    raw = write(data_set(tmp_path / "raw", 4), {"maps_000000.npz": zip_of({"map.npy": body})})
+    assert run_ingest(raw).rejected("000000")["field"] == "maps.map"
 
 
 def test_pickle_in_an_npz_is_never_loaded(tmp_path, run_ingest):
