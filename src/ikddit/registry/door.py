@@ -38,8 +38,10 @@ def refusal(content_type: str, body: bytes, columns: set[str], params: set[str])
     except orjson.JSONDecodeError:  # NaN among numbers is not strict JSON, but MLflow reads it
         try:
             request = json.loads(body)
-        except ValueError:
+        except json.JSONDecodeError:
             return None
+        except (ValueError, RecursionError) as error:  # MLflow would answer these with a bare 500
+            return 400, f"body: {error}; send JSON in UTF-8, as docs/serving.md shows it"
     if not isinstance(request, dict):
         return None
     for known, given in ((columns, sorted(_fields(request))), (params, sorted(_keys(request.get("params"))))):
