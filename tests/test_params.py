@@ -69,7 +69,19 @@ def test_what_is_not_a_mapping_is_said_to_be_none(tmp_path, text, named):
 
 
 def test_aliases_that_stand_for_billions_of_entries_are_not_written_out(tmp_path):
-    names = ["lambda1", "lambda2", "seed", "model", "mask_ratio", "data", "fid", "train", "embed", "timing", "control"]
+    names = [
+        "lambda1",
+        "lambda2",
+        "seed",
+        "model",
+        "mask_ratio",
+        "data",
+        "fid",
+        "train",
+        "embed",
+        "timing",
+        "control",
+    ]
     lines = [f"{names[0]}: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{name}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i, name in enumerate(names[1:], 1)]
     (tmp_path / "params.yaml").write_text("\n".join(lines))

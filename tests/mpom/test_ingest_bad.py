@@ -53,7 +53,11 @@ def run(raw, out, **values):
         ("logs_000000.json", b'{"features": [1, -Infinity, 3]}', "json"),
         ("logs_000000.json", b'{"features": [1, 2]}', "features"),
         ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "b", "c"]}', "feature_names"),
-        ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "b\\nc", "d"]}', "feature_names"),
+        (
+            "logs_000000.json",
+            b'{"features": [1, 2, 3], "feature_names": ["a", "b\\nc", "d"]}',
+            "feature_names",
+        ),
         ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "", "d"]}', "feature_names"),
         ("id_000000.txt", b"1000", "id"),
         ("maps_000000.npz", b"not a zip", "zip"),
@@ -169,7 +173,9 @@ def test_member_without_a_name_in_a_zip_is_quarantined(tmp_path, run_ingest):
         del data[at + name]
     end = data.rfind(b"PK\x05\x06")
     for field in (12, 16):  # the directory is a byte shorter and begins a byte earlier
-        data[end + field : end + field + 4] = (int.from_bytes(data[end + field : end + field + 4], "little") - 1).to_bytes(4, "little")
+        data[end + field : end + field + 4] = (
+            int.from_bytes(data[end + field : end + field + 4], "little") - 1
+        ).to_bytes(4, "little")
     done = run_ingest(with_zip(tmp_path, bytes(data)))
     assert (done.report["found"], done.report["records"]) == (6, 5)
     assert "empty name" in done.quarantine[0]["reason"]
