@@ -33,8 +33,25 @@ WALL_S = 60.0
 GROWTH_MIB = 512
 ADDRESS_MIB = 2048
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_PATH_EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
-_FORBIDDEN = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "pickle.find_class"}
+_PATH_EVENTS = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.truncate",
+    "os.chmod",
+}
+_FORBIDDEN = {
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "socket.connect",
+    "pickle.find_class",
+}
 
 
 class BrokenError(Exception):
@@ -106,6 +123,12 @@ class _Watch:
             paths = [path] if writes else []
         elif event in _PATH_EVENTS:
             paths = [arg for arg in args[:2] if isinstance(arg, str | bytes | os.PathLike)]
+            if (
+                isinstance(args[-1], int) and args[-1] >= 0 and event != "os.chmod"
+            ):  # relative to an open folder
+                paths = [
+                    os.path.join(os.readlink(f"/proc/self/fd/{args[-1]}"), os.fsdecode(p)) for p in paths
+                ]
         elif event in _FORBIDDEN:
             self.seen.append(f"{event} {str(args)[:200]}")
             return
@@ -163,6 +186,8 @@ class Checker:
         self._address: tuple[int, int] | None = None
         self.cpu_s = 0.0
         """Of the case checked last."""
+        self.refused = False
+        """Whether it ended in a typed error."""
 
     def close(self) -> None:
         """Remove the scratch folder."""
@@ -186,9 +211,11 @@ class Checker:
         assert _watch is not None
         self._fresh()
         _watch.seen.clear()
+        self.refused = False
         outcome: tuple[str, str, str] | None = None
         unlimited = resource.getrlimit(resource.RLIMIT_AS)
-        here = os.getcwd()
+        here, bytecode = os.getcwd(), sys.dont_write_bytecode
+        sys.dont_write_bytecode = True  # what a reader imports late is no file of its own
         os.chdir(self._sentinel)  # a relative name that is written to would land here
         start = time.process_time()
         try:
@@ -198,6 +225,7 @@ class Checker:
             with _alarms():
                 target.read(data, self._case)
         except IkdditError as error:
+            self.refused = True
             if not any(name in str(error) for name in target.named):
                 outcome = ("unnamed", _place(error), str(error)[:500])
         except BrokenError as error:
@@ -212,6 +240,7 @@ class Checker:
             _watch.folder = None
             resource.setrlimit(resource.RLIMIT_AS, unlimited)
             os.chdir(here)
+            sys.dont_write_bytecode = bytecode
             self.cpu_s = time.process_time() - start
         outcome = outcome or self._outside() or self._memory()
         return None if outcome is None else Finding(target.name, *outcome, data)

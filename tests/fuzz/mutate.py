@@ -22,10 +22,27 @@ import pyarrow.parquet as pq
 Mutate = Callable[[bytes, Random], bytes]
 LARGE = 1 << 17
 """Bytes of text beyond which a case is cut: the readers' own bounds are met by what is declared or packed."""
-INTEGERS = [0, 1, 2, 7, 8, 255, 256, 1000, 2**15 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1]
+INTEGERS = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    255,
+    256,
+    1000,
+    2**15 - 1,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+]
 TEXTS = [
     "", " ", "\0", "\n", "a\nb", "a\tb", "\ud800", "\u202e", "\ufeff", "\ufffd", "e\u0301", "é" * 300, "x" * 5_000,
-    "..", "../../etc/passwd", "/etc/passwd", "a\\b", "C:\\x", "<script>", "${HOME}", "%s%n", "'; --", "nan", "1e999",
+    "..", "../../etc/passwd", "/etc/passwd", "a\\b", "C:\\x", "<script>", "${HOME}", "%s%n", "'; --", "nan",
+    "1e999",
     "-0", "9" * 400, "true", "null", "https://fab:word@host/x", "2026-01-31T12:00:00Z", "0001-01-01T00:00:00+14:00",
     "9999-12-31T23:59:59-14:00", "2026-13-45", "1", "=cmd()", "\x1b[2J", "𝟙", "²", "<num>", "1.5e-3",
 ]  # fmt: skip
@@ -81,7 +98,11 @@ def _text(data: bytes, rng: Random) -> bytes:
 
 def _digits(data: bytes, rng: Random) -> bytes:
     at = rng.randrange(len(data) + 1)
-    return data[:at] + rng.choice((b"9" * 400, b"9" * 5000, b"-", b"1e999", b".", b"NaN", b"Infinity")) + data[at:]
+    return (
+        data[:at]
+        + rng.choice((b"9" * 400, b"9" * 5000, b"-", b"1e999", b".", b"NaN", b"Infinity"))
+        + data[at:]
+    )
 
 
 _DAMAGES: tuple[Mutate, ...] = (_flip, _flip, _cut, _drop, _repeat, _noise, _number, _text, _digits)
@@ -95,31 +116,50 @@ def sometimes_damaged(data: bytes, rng: Random, one_in: int = 6) -> bytes:
 # JSON -----------------------------------------------------------------------------------------------------
 
 _RAW = [
-    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e400", "9" * 400, "9" * 4299, "9" * 5000, "-0", "01", "+1", "0x10",
-    "[" * 300 + "]" * 300, "[" * 1010 + "]" * 1010, "[" * 100_000, '{"a":' * 600 + "1" + "}" * 600, "'a'", '"\\ud800"',
+    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e400", "9" * 400, "9" * 4299, "9" * 5000, "-0", "01",
+    "+1", "0x10",
+    "[" * 300 + "]" * 300, "[" * 1010 + "]" * 1010, "[" * 100_000, '{"a":' * 600 + "1" + "}" * 600, "'a'",
+    '"\\ud800"',
     '"\\u0000"', "\u2028", "tru", '{"a":1,"a":2}', "[1,]", "1.0000000000000000000001", "1e-400", "4.9e-324",
 ]  # fmt: skip
 
 
+_ODD = (
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    -1,
+    0.5,
+    -0.0,
+    1e308,
+    1e39,
+    10**30,
+    -(2**63),
+    2**64,
+)
+
+
 def odd_json(rng: Random) -> Any:
     """A value that is JSON and hardly ever what was expected."""
-    return rng.choice(
-        (None, True, False, [], {}, [[]], [None], {"a": 1}, -1, 0.5, -0.0, 1e308, 1e39, 10**30, -(2**63), 2**64)
-        + tuple(INTEGERS)
-        + tuple(TEXTS)
-    )
+    return rng.choice((*_ODD, *INTEGERS, *TEXTS))
 
 
-def _places(value: Any, into: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+def _places(value: Any, into: list[tuple[Any, Any]], depth: int = 10) -> list[tuple[Any, Any]]:
     """All (container, key) pairs of a JSON value; of a long list the first and last entries."""
     keys: list[Any] = []
     if isinstance(value, dict):
         keys = list(value)
     elif isinstance(value, list):
-        keys = [*range(min(len(value), 4)), len(value) - 1] if value else []
+        keys = sorted({*range(min(len(value), 4)), *range(max(0, len(value) - 1), len(value))})
     for key in keys:
         into.append((value, key))
-        _places(value[key], into)
+        if depth:
+            _places(value[key], into, depth - 1)
     return into
 
 
@@ -127,6 +167,7 @@ def damage_json(value: Any, rng: Random, names: tuple[str, ...] = ()) -> bytes:
     """Change some fields of a JSON value and write it; `names` are keys worth inventing."""
     value = json.loads(json.dumps(value))  # its own, and each part once
     raw: dict[str, str] = {}
+    grown = False
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = _places(value, [])
         if not places:
@@ -150,8 +191,12 @@ def damage_json(value: Any, rng: Random, names: tuple[str, ...] = ()) -> bytes:
         elif kind == 4:
             holder[key] = [holder[key]]
         elif kind == 5 and isinstance(holder, list):
-            small = len(json.dumps(holder[key])) < 100  # or cases grow without end
-            holder.extend([holder[key]] * (rng.choice((1, 2, 1000)) if small else 1))
+            text = json.dumps(holder[key])
+            times = (
+                rng.choice((1, 2, 1000)) if len(text) < 100 and not grown else 1
+            )  # or cases grow without end
+            grown = grown or times > 2
+            holder.extend(json.loads(text) for _ in range(times))
         elif kind == 6 and names and isinstance(holder, dict):
             holder[rng.choice(names)] = odd_json(rng)
         else:
@@ -159,7 +204,9 @@ def damage_json(value: Any, rng: Random, names: tuple[str, ...] = ()) -> bytes:
     text = json.dumps(value, ensure_ascii=bool(rng.randrange(2)))
     for mark, piece in raw.items():
         text = text.replace(f'"{mark}"', piece)
-    return sometimes_damaged(rng.choice(("", "", "", "\ufeff")).encode() + text.encode("utf-8", "surrogatepass"), rng)
+    return sometimes_damaged(
+        rng.choice(("", "", "", "\ufeff")).encode() + text.encode("utf-8", "surrogatepass"), rng
+    )
 
 
 def json_mutator(names: tuple[str, ...] = ()) -> Mutate:
@@ -180,7 +227,20 @@ def json_mutator(names: tuple[str, ...] = ()) -> Mutate:
 # PNG ------------------------------------------------------------------------------------------------------
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHUNKS = [b"tRNS", b"IHDR", b"IDAT", b"IEND", b"acTL", b"fcTL", b"iCCP", b"zTXt", b"PLTE", b"gAMA", b"aaaa", b"\0\0\0\0"]
+_CHUNKS = [
+    b"tRNS",
+    b"IHDR",
+    b"IDAT",
+    b"IEND",
+    b"acTL",
+    b"fcTL",
+    b"iCCP",
+    b"zTXt",
+    b"PLTE",
+    b"gAMA",
+    b"aaaa",
+    b"\0\0\0\0",
+]
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -258,9 +318,12 @@ def _other_pixels(chunks: list[tuple[bytes, bytes]], rng: Random) -> list[tuple[
 # Zip ------------------------------------------------------------------------------------------------------
 
 _NAMES = [
-    "../x.png", "/x.png", "a/../../x", "a\\b.png", "C:x", "", "/", ".", "..", "a//b", "overlay_prev_\n.png", "logs_\u202e.json",
-    "dataset.json", "a/dataset.json", "a/b/dataset.json", "x" * 60_000, "id_.txt", "maps_1.npz", "b.zip", "marks.csv",
-    "overlay_prev_1.png/", "OVERLAY_1.PNG", "logs_\x01.json", "é/id_1.txt", "..zip", ".zip", "id_1.txt", "logs.json",
+    "../x.png", "/x.png", "a/../../x", "a\\b.png", "C:x", "", "/", ".", "..", "a//b", "overlay_prev_\n.png",
+    "logs_\u202e.json",
+    "dataset.json", "a/dataset.json", "a/b/dataset.json", "x" * 60_000, "id_.txt", "maps_1.npz", "b.zip",
+    "marks.csv",
+    "overlay_prev_1.png/", "OVERLAY_1.PNG", "logs_\x01.json", "é/id_1.txt", "..zip", ".zip", "id_1.txt",
+    "logs.json",
 ]  # fmt: skip
 _FIELDS = {b"PK\x01\x02": 46, b"PK\x03\x04": 30, b"PK\x05\x06": 22}
 
@@ -358,8 +421,10 @@ _HEADERS = [
     "{'descr': '<f2', 'fortran_order': False, 'shape': (2, 64, 64), }",
     "{'descr': '<f16', 'fortran_order': False, 'shape': (2, 64, 64), }",
     "{'descr': '<c16', 'fortran_order': False, 'shape': (2, 64, 64), }",
-    "{'descr': '<f4'", "((((((", "'''", "-" * 9000 + "1", "(" * 5000, "[" * 150 + "]" * 150, "{'a': [}", "\0", "  x = 1\n y", "",
-    "__import__('os').getcwd()", "{" * 90, "{'descr': 1, 'fortran_order': 2, 'shape': 3}", "9" * 5000, "{[]: 1}", "{1, []}",
+    "{'descr': '<f4'", "((((((", "'''", "-" * 9000 + "1", "(" * 5000, "[" * 150 + "]" * 150, "{'a': [}", "\0",
+    "  x = 1\n y", "",
+    "__import__('os').getcwd()", "{" * 90, "{'descr': 1, 'fortran_order': 2, 'shape': 3}",
+    "9" * 5000, "{[]: 1}", "{1, []}",
 ]  # fmt: skip
 
 
@@ -401,7 +466,9 @@ def damage_csv(data: bytes, rng: Random, names: tuple[str, ...]) -> bytes:
         at = rng.randrange(len(row))
         what = rng.randrange(8)
         if what < 3:
-            row[at] = rng.choice((*TEXTS, *map(str, INTEGERS), "-1e400", "0x1p3", "1,5", '"', '"a\nb"', '""', "NaN", "inf"))
+            row[at] = rng.choice(
+                (*TEXTS, *map(str, INTEGERS), "-1e400", "0x1p3", "1,5", '"', '"a\nb"', '""', "NaN", "inf")
+            )
         elif what == 3:
             del row[at:]
             row.append("")
@@ -416,7 +483,9 @@ def damage_csv(data: bytes, rng: Random, names: tuple[str, ...]) -> bytes:
     end = rng.choice(("\n", "\n", "\n", "\r\n", "\r", "\n\n", "\0"))
     text = end.join(rng.choice((",", ",", ",", ",", ",", ";")).join(row) for row in rows)
     coding = rng.choice(("utf-8",) * 8 + ("utf-8-sig", "utf-16", "latin-1"))
-    return sometimes_damaged(text.encode(coding, "surrogatepass" if coding.startswith("utf") else "replace"), rng)
+    return sometimes_damaged(
+        text.encode(coding, "surrogatepass" if coding.startswith("utf") else "replace"), rng
+    )
 
 
 def _odd_columns(rows: int, rng: Random) -> Any:
@@ -430,13 +499,17 @@ def _odd_columns(rows: int, rng: Random) -> Any:
         lambda: pa.array([True, None] * rows, pa.bool_())[:rows],
         lambda: pa.array([rng.choice((2**63 - 1, -(2**63), 0, None)) for _ in range(rows)], pa.int64()),
         lambda: pa.array([2**64 - 1] * rows, pa.uint64()),
-        lambda: pa.array([rng.choice((float("nan"), float("inf"), 1e308, -0.0, None)) for _ in range(rows)], pa.float64()),
+        lambda: pa.array(
+            [rng.choice((float("nan"), float("inf"), 1e308, -0.0, None)) for _ in range(rows)], pa.float64()
+        ),
         lambda: pa.array([1.5] * rows, pa.float32()),
         lambda: pa.array(np.full(rows, 1, np.float16)),
         lambda: pa.array([[1.0]] * rows),
         lambda: pa.array([{"a": 1}] * rows),
         lambda: pa.array([[("k", 1)]] * rows, pa.map_(pa.string(), pa.int64())),
-        lambda: pa.array([rng.choice((0, 2**62, -(2**62)))] * rows, pa.timestamp(rng.choice(("s", "ms", "us", "ns")))),
+        lambda: pa.array(
+            [rng.choice((0, 2**62, -(2**62)))] * rows, pa.timestamp(rng.choice(("s", "ms", "us", "ns")))
+        ),
         lambda: pa.array([0] * rows, pa.timestamp("us", tz=rng.choice(("UTC", "Mars/Base", "+14:00", "")))),
         lambda: pa.array([2**31 - 1] * rows, pa.date32()),
         lambda: pa.array([1] * rows, pa.time64("us")),
@@ -524,9 +597,12 @@ def csv_bytes(table: pa.Table) -> bytes:
 Tree = list[tuple[bytes, bytes]]
 """Names (as the system takes them) and contents of the files of a folder."""
 _PATHS = [
-    b"\xff.csv", b"\xff.zip", b"\xff/dataset.json", b"\xfe\xff_overlay.png", b"overlay_\xff.png", b"logs_\n.json", b"a/b/c/d/e/id_1.txt",
-    b"x" * 200, b"marks.csv", b"marks.parquet", b".hidden", b"dataset.json", b"a/dataset.json", b"logs_a.json", b"lots/L2.zip",
-    "ü.zip".encode(), b"overlay_prev_000000.png/x", b"id_.txt", b"maps_000000.npz", b"logs_W1.json", b"a\\b.csv", b"#.csv", b" .csv",
+    b"\xff.csv", b"\xff.zip", b"\xff/dataset.json", b"\xfe\xff_overlay.png", b"overlay_\xff.png",
+    b"logs_\n.json", b"a/b/c/d/e/id_1.txt",
+    b"x" * 200, b"marks.csv", b"marks.parquet", b".hidden", b"dataset.json", b"a/dataset.json", b"logs_a.json",
+    b"lots/L2.zip",
+    "ü.zip".encode(), b"overlay_prev_000000.png/x", b"id_.txt", b"maps_000000.npz", b"logs_W1.json",
+    b"a\\b.csv", b"#.csv", b" .csv",
 ]  # fmt: skip
 
 
@@ -569,17 +645,24 @@ def damage_tree(data: bytes, rng: Random, inner: Callable[[str, bytes, Random], 
 
 # YAML -----------------------------------------------------------------------------------------------------
 
+_SETTINGS = ("lambda1", "lambda2", "seed", "model", "mask_ratio", "data", "fid", "train", "embed", "timing")
+"""Each a list of the one before, eight times: a few lines that stand for a billion entries."""
 _YAML = [
-    "a: &a [*a]\n", "lambda1: &a [*a]\n", "seed: !!python/object/apply:os.getcwd []\n", "seed: !!binary x\n", "? [1]\n: 2\n",
-    "{1: 2}\n", "seed: 2026-99-99\n", "seed: 0001-01-01T00:00:00+99:99\n", "seed: 0o9\n", "<<: {seed: 1}\n", "<<: 1\n", "%YAML 9.9\n---\n",
-    "---\n---\n", "seed: 1\nseed: 2\n", "\t", "seed: 0x" + "f" * 4000 + "\n", "seed: " + "9" * 5000 + "\n", "seed: " + "[" * 600 + "\n",
-    "seed: " + "[" * 3000 + "]" * 3000 + "\n", "null: 1\n", "~: 1\n", "1.5: 1\n", "seed: .nan\n", "lambda1: .inf\n", "lambda1: 1e999\n",
-    "simulate: {shift: {scaner: LITH01}}\n", "simulate: {shift: 3}\n", "fid: {dims: {a: 1}}\n", "train: {mean: {x: 1}}\n",
-    "!!set {a, b}\n", "!!omap [a: 1]\n", "!!timestamp x\n", "seed: !!int ''\n", "seed: !!float x\n", "\ufeffseed: 1\n", "seed: \u0085\n",
-    "seed: 1:60:60\n", "seed: !!bool 3\n", "seed: !!null x\n", "? {a: b}\n: 1\n", "validate_: {}\n", "seed: \x07\n", "model: |2\n x\n",
-    "lambda1: &a [x, x, x, x, x, x, x, x, x]\nlambda2: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nseed: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\n"
-    "model: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\nmask_ratio: &e [*d, *d, *d, *d, *d, *d, *d, *d, *d]\n"
-    "data: &f [*e, *e, *e, *e, *e, *e, *e, *e, *e]\nfid: &g [*f, *f, *f, *f, *f, *f, *f, *f, *f]\ntrain: [*g, *g, *g, *g, *g, *g, *g, *g, *g]\n",
+    "a: &a [*a]\n", "lambda1: &a [*a]\n", "seed: !!python/object/apply:os.getcwd []\n", "seed: !!binary x\n",
+    "? [1]\n: 2\n",
+    "{1: 2}\n", "seed: 2026-99-99\n", "seed: 0001-01-01T00:00:00+99:99\n", "seed: 0o9\n", "<<: {seed: 1}\n",
+    "<<: 1\n", "%YAML 9.9\n---\n",
+    "---\n---\n", "seed: 1\nseed: 2\n", "\t", "seed: 0x" + "f" * 4000 + "\n", "seed: " + "9" * 5000 + "\n",
+    "seed: " + "[" * 600 + "\n",
+    "seed: " + "[" * 3000 + "]" * 3000 + "\n", "null: 1\n", "~: 1\n", "1.5: 1\n", "seed: .nan\n",
+    "lambda1: .inf\n", "lambda1: 1e999\n",
+    "simulate: {shift: {scaner: LITH01}}\n", "simulate: {shift: 3}\n", "fid: {dims: {a: 1}}\n",
+    "train: {mean: {x: 1}}\n",
+    "!!set {a, b}\n", "!!omap [a: 1]\n", "!!timestamp x\n", "seed: !!int ''\n", "seed: !!float x\n",
+    "\ufeffseed: 1\n", "seed: \u0085\n",
+    "seed: 1:60:60\n", "seed: !!bool 3\n", "seed: !!null x\n", "? {a: b}\n: 1\n", "validate_: {}\n",
+    "seed: \x07\n", "model: |2\n x\n",
+    "\n".join(f"{name}: &a{i} [{f'*a{i - 1}, ' * 8 if i else 'x, '} x]" for i, name in enumerate(_SETTINGS)),
 ]  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The readers of raw data and settings, each as something that bytes can be fed to."""
 
-import io
 import json
 import logging
 import os
@@ -18,7 +17,6 @@ from mutate import (
     csv_bytes,
     damage,
     damage_csv,
-    damage_json,
     damage_npy,
     damage_png,
     damage_tree,
@@ -29,25 +27,42 @@ from mutate import (
     parquet_bytes,
     parquet_mutator,
     unpack_tree,
-    unzip,
     zip_bytes,
 )
 from rawmpom import NAMES, USABLE, description, item, make_map, npz
 
-from ikddit.errors import IkdditError
+from ikddit.errors import IkdditError, InputError
 from ikddit.mpom.encoding import decode_png, nm_from_rgb
 from ikddit.mpom.ingest import ingest
 from ikddit.mpom.logs import parse_logs, parse_public_id
-from ikddit.mpom.record import RecordBuffer
+from ikddit.mpom.record import Record, RecordBuffer
 from ikddit.mpom.schema import ID_FIELDS, log_names_of, record_schema
-from ikddit.mpom.source import TABLE_SUFFIXES
+from ikddit.mpom.tables import wafers_of
 from ikddit.mpom.wafer import place_features
 from ikddit.params import IngestParams, load_params
 
 ID_NAMES = ("barcode", "lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at")
 LOG_NAMES = ("features", "feature_names", "missing", "lines", "ids", *ID_NAMES)
-MARK_NAMES = (*ID_NAMES, "wafer_x_mm", "wafer_y_mm", "ovl_x_nm", "ovl_y_nm", "exposure", "valid", "field_x_mm")
-DESCRIPTION_NAMES = ("units", "scale_nm", "encoding", "sign", "reference", "pitch_mm", "feature_names", "format_version")
+MARK_NAMES = (
+    *ID_NAMES,
+    "wafer_x_mm",
+    "wafer_y_mm",
+    "ovl_x_nm",
+    "ovl_y_nm",
+    "exposure",
+    "valid",
+    "field_x_mm",
+)
+DESCRIPTION_NAMES = (
+    "units",
+    "scale_nm",
+    "encoding",
+    "sign",
+    "reference",
+    "pitch_mm",
+    "feature_names",
+    "format_version",
+)
 SETTINGS = IngestParams.model_validate({"workers": 1})
 
 
@@ -109,8 +124,6 @@ def read_logs(data: bytes, folder: Path) -> None:
 
 def _write_logs(names: list[str], found: list[Any]) -> None:
     """Put the text half of records through the writer."""
-    from ikddit.mpom.record import Record
-
     schema = record_schema(names)
     require(log_names_of(schema) == names, "names of channels survive the schema")
     buffer = RecordBuffer(len(found), schema)
@@ -155,7 +168,9 @@ def run_ingest(folder: Path, raw: Path) -> dict[str, Any]:
     require(len(lines) == report["quarantined"], "each quarantined item has its line")
     for line in lines:
         require(line["field"] != "reader", f"no error nobody thought of: {line['reason'][:300]}")
-        require(all(line[key] for key in ("file", "field", "reason", "remedy")), "a line says file, field, reason")
+        require(
+            all(line[key] for key in ("file", "field", "reason", "remedy")), "a line says file, field, reason"
+        )
     if failure is not None:
         require(report["records"] == 0, "a gate error means no records")
         raise failure
@@ -240,28 +255,32 @@ def read_description(data: bytes, folder: Path) -> None:
 def read_marks(data: bytes, folder: Path, suffix: str) -> None:
     """A folder of two mark tables, one of which is the input, with logs beside; the other must survive."""
     sound = csv_bytes(marks("SOUND"))
-    tree = [(f"a{suffix}".encode(), data), (b"sound.csv", sound), (b"logs_W1.json", wafer()["logs_000000.json"])]
+    tree = [
+        (f"a{suffix}".encode(), data),
+        (b"sound.csv", sound),
+        (b"logs_W1.json", wafer()["logs_000000.json"]),
+    ]
     _place(folder / "raw", tree)
     report = run_ingest(folder, folder / "raw")
-    require(any(s.startswith("sound.csv#") for s in report["sources"]), "a bad table costs its own wafers only")
+    require(
+        any(s.startswith("sound.csv#") for s in report["sources"]), "a bad table costs its own wafers only"
+    )
     if suffix == ".csv" or data.startswith(b"PAR1"):
         _same_when_streamed(folder / "raw" / f"a{suffix}")
 
 
 def _same_when_streamed(path: Path) -> None:
     """A table too large to be read at once is split into the same wafers, or refused."""
-    from ikddit.errors import InputError
-    from ikddit.mpom.tables import wafers_of
 
-    def wafers(whole_bytes: int) -> list[tuple[str, int]]:
+    def wafers(whole_bytes: int) -> list[tuple[str, int]] | None:
         found = wafers_of(path, path.name, SETTINGS.marks, whole_bytes)
-        return sorted((code, -1 if isinstance(rows, InputError) else len(rows)) for code, rows in found)
+        try:
+            return sorted((code, -1 if isinstance(rows, InputError) else len(rows)) for code, rows in found)
+        except InputError:
+            return None
 
-    try:
-        streamed = wafers(0)
-    except InputError:
-        return
-    require(streamed == wafers(1 << 30), "a table that is streamed holds the same wafers")
+    streamed, whole = wafers(0), wafers(1 << 30)
+    require(not streamed or not whole or streamed == whole, "a table that is streamed holds the same wafers")
 
 
 def marks(*barcodes: str) -> pa.Table:
@@ -300,7 +319,9 @@ def _trees() -> list[bytes]:
     return [
         pack_tree([top, *mine, (b"maps_000000.npz", floats()), *yours]),
         pack_tree([top, packed, *mine]),
-        pack_tree([(b"a.csv", table), (b"b.parquet", parquet_bytes(marks("P1"))), (b"logs_W1.json", mine[2][1])]),
+        pack_tree(
+            [(b"a.csv", table), (b"b.parquet", parquet_bytes(marks("P1"))), (b"logs_W1.json", mine[2][1])]
+        ),
         pack_tree(mine),
     ]
 
@@ -311,21 +332,33 @@ def _logs() -> list[bytes]:
 
 def _zips() -> list[bytes]:
     mine = list(wafer().items())
-    return [zip_bytes([*mine, ("maps_000000.npz", floats())]), zip_bytes([(f"L1/{name}", data) for name, data in mine])]
+    return [
+        zip_bytes([*mine, ("maps_000000.npz", floats())]),
+        zip_bytes([(f"L1/{name}", data) for name, data in mine]),
+    ]
 
 
 def _nested() -> list[bytes]:
-    return [zip_bytes([("b.zip", zip_bytes(list(wafer().items())))]), zip_bytes([*wafer().items(), ("c/b.zip", _zips()[0])])]
+    return [
+        zip_bytes([("b.zip", zip_bytes(list(wafer().items())))]),
+        zip_bytes([*wafer().items(), ("c/b.zip", _zips()[0])]),
+    ]
 
 
 def _top() -> list[bytes]:
     text = json.dumps(description()).encode()
     files = list(wafer().items())
-    return [zip_bytes([("dataset.json", text), *files]), zip_bytes([("d/dataset.json", text), *((f"d/{n}", d) for n, d in files)])]
+    return [
+        zip_bytes([("dataset.json", text), *files]),
+        zip_bytes([("d/dataset.json", text), *((f"d/{n}", d) for n, d in files)]),
+    ]
 
 
 def _descriptions() -> list[bytes]:
-    return [json.dumps(description(), ensure_ascii=False).encode(), json.dumps({"format": "mpom", "format_version": 1}).encode()]
+    return [
+        json.dumps(description(), ensure_ascii=False).encode(),
+        json.dumps({"format": "mpom", "format_version": 1}).encode(),
+    ]
 
 
 def _params() -> list[bytes]:
@@ -333,7 +366,10 @@ def _params() -> list[bytes]:
 
     given = json.loads(Params().model_dump_json(by_alias=True))
     given["simulate"]["shift"] = {"scanner": "LITH03", "day": 45, "nm": 2.5}
-    return [json.dumps(given).encode(), b"seed: 1\nmodel: T/8\ntrain: {steps: 10, learning_rate: 1e-4}\nsimulate: {lots: 3}\n"]
+    return [
+        json.dumps(given).encode(),
+        b"seed: 1\nmodel: T/8\ntrain: {steps: 10, learning_rate: 1e-4}\nsimulate: {lots: 3}\n",
+    ]
 
 
 def _zip_mutate(data: bytes, rng: Random) -> bytes:
@@ -341,7 +377,14 @@ def _zip_mutate(data: bytes, rng: Random) -> bytes:
 
 
 RAW_TARGETS = [
-    Target("png", read_png, lambda: [wafer()["overlay_000000.png"], wafer()["overlay_prev_000000.png"]], damage_png, ("a.png",), 20),
+    Target(
+        "png",
+        read_png,
+        lambda: [wafer()["overlay_000000.png"], wafer()["overlay_prev_000000.png"]],
+        damage_png,
+        ("a.png",),
+        20,
+    ),
     Target("logs", read_logs, _logs, json_mutator(LOG_NAMES), ("logs_1.json",), 20),
     Target("id", read_id, lambda: [b"17\n", b"0", b"999"], damage, ("id_1.txt",), 6),
     Target(
@@ -356,7 +399,9 @@ RAW_TARGETS = [
     Target("zip in zip", read_zip, _nested, _zip_mutate, ("raw",), 4),
     Target("data set as a zip", read_top_zip, _top, _zip_mutate, ("raw.zip", "dataset.json"), 4),
     Target("folder", read_tree, _trees, lambda d, r: damage_tree(d, r, inner), ("raw", "dataset.json"), 6),
-    Target("dataset.json", read_description, _descriptions, json_mutator(DESCRIPTION_NAMES), ("dataset.json",), 6),
+    Target(
+        "dataset.json", read_description, _descriptions, json_mutator(DESCRIPTION_NAMES), ("dataset.json",), 6
+    ),
     Target(
         "marks csv",
         partial(read_marks, suffix=".csv"),
@@ -376,4 +421,3 @@ RAW_TARGETS = [
     Target("params.yaml", read_params, _params, damage_yaml, ("params.yaml",), 6),
 ]
 logging.getLogger("ikddit").setLevel(logging.ERROR)  # a million lines of what was refused help nobody
-__all__ = ["RAW_TARGETS", "TABLE_SUFFIXES", "damage_json", "io", "unzip"]
