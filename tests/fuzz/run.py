@@ -62,6 +62,14 @@ def targets() -> "list[Target]":
     return [*RAW_TARGETS, *MODEL_TARGETS]
 
 
+def target_named(name: str) -> "Target":
+    """One of them; torch and MLflow are imported only for those that need them."""
+    from targets import RAW_TARGETS
+
+    raw = {target.name: target for target in RAW_TARGETS}
+    return raw[name] if name in raw else {target.name: target for target in targets()}[name]
+
+
 def atheris_is_there() -> bool:
     """Whether the coverage-guided engine can be imported."""
     try:
@@ -185,9 +193,9 @@ def child(name: str, engine: str, cases: int, seed: int, folder: Path) -> None:
         import atheris
 
         with atheris.instrument_imports(include=["ikddit"]):
-            (target,) = (found for found in targets() if found.name == name)
+            target = target_named(name)
     else:
-        (target,) = (found for found in targets() if found.name == name)
+        target = target_named(name)
     session = Session(target, engine, folder)
     if engine == "atheris":
         guided(target, cases, seed, folder, session)
@@ -270,8 +278,8 @@ def report(tallies: list[Tally]) -> str:
     for t in tallies:
         rate = t.cases / t.cpu_s if t.cpu_s else 0.0
         lines.append(
-            f"{t.target:<20} {t.engine:<9} {t.cases:>7} {t.refused:>7} {t.cpu_s:>7.1f} {rate:>8.0f} {t.slowest_s:>9.3f} "
-            f"{t.peak_mib:>8} {t.grown_mib:>6} {t.known:>6} {len(t.findings):>8}"
+            f"{t.target:<20} {t.engine:<9} {t.cases:>7} {t.refused:>7} {t.cpu_s:>7.1f} {rate:>8.0f} "
+            f"{t.slowest_s:>9.3f} {t.peak_mib:>8} {t.grown_mib:>6} {t.known:>6} {len(t.findings):>8}"
         )
     cases, cpu_s = sum(t.cases for t in tallies), sum(t.cpu_s for t in tallies)
     findings = sum(len(t.findings) for t in tallies)
