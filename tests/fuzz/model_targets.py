@@ -42,19 +42,8 @@ CONFIG_NAMES = (
     "served",
     "format_version",
 )
-REQUEST_NAMES = (
-    "barcode",
-    *ID_FIELDS,
-    "log_lines",
-    "log_features",
-    "prev_map",
-    "prev_valid",
-    "n",
-    "steps",
-    "seed",
-    "limit_nm",
-)
-REQUEST_NAMES += (
+REQUEST_NAMES = ("barcode", *ID_FIELDS, "log_lines", "log_features", "prev_map", "prev_valid")
+BODY_NAMES = (
     "dataframe_records",
     "dataframe_split",
     "instances",
@@ -64,6 +53,7 @@ REQUEST_NAMES += (
     "data",
     "index",
 )
+PARAM_NAMES = ("n", "steps", "seed", "limit_nm")
 RECORD_NAMES = ("barcode", "log_lines", "log_features", "prev_map", "prev_valid", "map", "valid", *ID_FIELDS)
 
 
@@ -172,7 +162,7 @@ def _served() -> tuple[Any, set[str], set[str]]:
         """MLflow's wrapper around a `PythonModel`."""
 
         def __init__(self) -> None:
-            self.model = pyfunc_model.OverlayModel()
+            self.model: Any = pyfunc_model.OverlayModel()
             self.model.generator = reading()
             self.model.worker = ThreadPoolExecutor(1)
 
@@ -186,7 +176,7 @@ def _served() -> tuple[Any, set[str], set[str]]:
 def read_request(data: bytes, folder: Path) -> None:
     """A request's body, through the door, MLflow's parser and its schema, to the encoded wafers."""
     from mlflow.exceptions import MlflowException
-    from mlflow.pyfunc.scoring_server import invocations
+    from mlflow.pyfunc import scoring_server
 
     from ikddit.registry.door import refusal
 
@@ -195,9 +185,11 @@ def read_request(data: bytes, folder: Path) -> None:
     if refused is not None:
         require(400 <= refused[0] < 500 and bool(refused[1]), "a refusal is a status with a reason")
         return
+    server: Any = scoring_server  # without types
     try:
-        answer = invocations(data, "application/json", model, model.metadata.get_input_schema())
-    except MlflowException as error:
+        answer = server.invocations(data, "application/json", model, model.metadata.get_input_schema())
+    except MlflowException as caught:
+        error: Any = caught
         told = json.loads(error.serialize_as_json())
         status = error.get_http_status_code()
         require(
@@ -277,14 +269,21 @@ MODEL_TARGETS = [
     _model_target("tokenizer.json", 1, ("model", "vocab", "normalizer", "pre_tokenizer", "type")),
     _model_target(MANIFEST, 1, ("config.json", "model.safetensors")),
     Target("model.safetensors", read_weights, _header, _damage_header, ("model",), 1),
-    Target("request", read_request, _requests, json_mutator(REQUEST_NAMES), ("request", "wafer"), 8),
+    Target(
+        "request",
+        read_request,
+        _requests,
+        json_mutator((*REQUEST_NAMES, *BODY_NAMES, *PARAM_NAMES)),
+        ("request", "wafer"),
+        10,
+    ),
     Target(
         "batch parquet",
         partial(read_batch, name="part-0.parquet"),
         lambda: [parquet_bytes(_records())],
         parquet_mutator(RECORD_NAMES),
         ("part-0.parquet", "records"),
-        2,
+        1,
     ),
     Target(
         "batch arrow",
@@ -292,6 +291,6 @@ MODEL_TARGETS = [
         lambda: [arrow_bytes(reading()._encode(_records()).table)],
         _arrow_mutate,
         ("test.arrow", "records"),
-        2,
+        1,
     ),
 ]

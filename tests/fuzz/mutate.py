@@ -87,7 +87,7 @@ def _number(data: bytes, rng: Random) -> bytes:
     size = rng.choice((1, 2, 4, 8))
     at = rng.randrange(max(1, len(data)))
     value = rng.choice((0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1))
-    packed = (value % 256**size).to_bytes(size, rng.choice(("little", "big")))  # type: ignore[arg-type]
+    packed = (value % (1 << 8 * size)).to_bytes(size, rng.choice(("little", "big")))
     return data[:at] + packed + data[at + size :]
 
 
@@ -124,7 +124,7 @@ _RAW = [
 ]  # fmt: skip
 
 
-_ODD = (
+_ODD: tuple[Any, ...] = (
     None,
     True,
     False,
@@ -399,7 +399,7 @@ def _other_fields(data: bytes, rng: Random) -> bytes:
         return damage(data, rng)
     at = rng.choice(starts) + rng.randrange(4, size, 2)
     width = rng.choice((2, 4))
-    value = rng.choice(INTEGERS) % 256**width
+    value = rng.choice(INTEGERS) % (1 << 8 * width)
     return data[:at] + value.to_bytes(width, "little") + data[at + width :]
 
 
@@ -613,7 +613,8 @@ def pack_tree(tree: Tree) -> bytes:
 
 def unpack_tree(data: bytes) -> Tree:
     """Files of a packed folder; what is cut short or declared too long ends early."""
-    tree, at = [], 0
+    tree: Tree = []
+    at = 0
     while at + 6 <= len(data) and len(tree) < 50:
         name, size = struct.unpack(">HI", data[at : at + 6])
         at += 6

@@ -73,7 +73,7 @@ def target_named(name: str) -> "Target":
 def atheris_is_there() -> bool:
     """Whether the coverage-guided engine can be imported."""
     try:
-        import atheris  # noqa: F401
+        import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]  # noqa: F401
     except ImportError:
         return False
     return True
@@ -192,15 +192,13 @@ def child(name: str, engine: str, cases: int, seed: int, folder: Path) -> None:
     if engine == "atheris":
         import atheris
 
+        # The sound inputs are read in here too: what readers import late is to be instrumented as well.
         with atheris.instrument_imports(include=["ikddit"]):
-            target = target_named(name)
+            session = Session(target_named(name), engine, folder)
+        guided(session.target, cases, seed, folder, session)
     else:
-        target = target_named(name)
-    session = Session(target, engine, folder)
-    if engine == "atheris":
-        guided(target, cases, seed, folder, session)
-    else:
-        mutated(target, cases, seed, session.case)
+        session = Session(target_named(name), engine, folder)
+        mutated(session.target, cases, seed, session.case)
         session.end()
 
 

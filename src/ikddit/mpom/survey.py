@@ -232,8 +232,9 @@ def check_description(
     pitch, size = description.get("pitch_mm"), settings.image_size
     expected_pitch = 2 * WAFER_RADIUS_MM / size
     # Whole numbers beyond float64 are numbers in JSON too.
-    fits = _is_number(pitch) and 0.999 * expected_pitch <= pitch <= 1.001 * expected_pitch
-    if pitch is not None and not fits:
+    if pitch is not None and not (
+        _is_number(pitch) and 0.999 * expected_pitch <= pitch <= 1.001 * expected_pitch
+    ):
         reason = f"{pitch!r:.60}, expected {expected_pitch} for {size} pixels over 300 mm"
         raise InputError(
             DESCRIPTION, "pitch_mm", reason, "set ingest.image_size, or export maps of whole wafers"
