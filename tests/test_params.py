@@ -58,6 +58,7 @@ def test_every_problem_is_named_at_once():
         ("seed: 2026-99-99", "YAML"),
         ("seed: " + "9" * 5000, "YAML"),
         ("seed: " + "[" * 3000, "YAML"),
+        ("seed: " + "[" * 100_000 + "]" * 100_000, "at most"),
     ],
 )
 def test_what_is_not_a_mapping_is_said_to_be_none(tmp_path, text, named):

@@ -460,6 +460,8 @@ def _explain(error: Any) -> str:
     return f"{name}: {error['msg']}, found {_SHORT.repr(error['input'])}"
 
 
+MAX_CHARACTERS = 16 << 10
+"""Six times the committed file; a text of tens of thousands of brackets kills libyaml's parser, and us with it."""
 _SHORT = reprlib.Repr()
 """Shows the beginning of a value: YAML's aliases let a few lines stand for billions of entries."""
 _SHORT.maxstring = _SHORT.maxother = 200
@@ -476,7 +478,10 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     from ruamel.yaml.error import YAMLError
 
     try:
-        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        if len(text) > MAX_CHARACTERS:
+            raise ParamsError(f"{path}: {len(text)} characters, at most {MAX_CHARACTERS}; shorten its comments")
+        values = YAML(typ="safe").load(text)
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the repository's root") from None
     except OSError as error:
