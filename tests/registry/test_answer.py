@@ -113,6 +113,7 @@ def test_requests_are_computed_one_at_a_time_and_a_long_wait_is_busy(monkeypatch
         ("application/json", b'{"inputs": {"barcod": "W"}}', 400, "barcod"),
         ("application/json", b'{"inputs": ' + b"9" * 5000 + b"}", 400, "digits"),
         ("application/json", b"[" * 100_000, 400, "recursion"),
+        ("application/json", b"[" * 1000 + b"]" * 1000, 400, "nested"),
         ("application/json", b'{"inputs": "\xff"}', 400, "UTF-8"),
         ("application/json", b'{"inputs": {}, "params": {"sample": 3}}', 400, "sample"),
         ("text/csv", b"barcode\nW", 415, "text/csv"),
