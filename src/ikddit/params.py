@@ -480,7 +480,9 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         text = Path(path).read_text(encoding="utf-8")
         if len(text) > MAX_CHARACTERS:
-            raise ParamsError(f"{path}: {len(text)} characters, at most {MAX_CHARACTERS}; shorten its comments")
+            raise ParamsError(
+                f"{path}: {len(text)} characters, at most {MAX_CHARACTERS}; shorten its comments"
+            )
         values = YAML(typ="safe").load(text)
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the repository's root") from None

@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from random import Random
 from typing import Any
@@ -146,7 +147,7 @@ _ODD: tuple[Any, ...] = (
 
 def odd_json(rng: Random) -> Any:
     """A value that is JSON and hardly ever what was expected."""
-    return rng.choice((*_ODD, *INTEGERS, *TEXTS))
+    return deepcopy(rng.choice((*_ODD, *INTEGERS, *TEXTS)))  # a case must not change the next one's
 
 
 def _places(value: Any, into: list[tuple[Any, Any]], depth: int = 10) -> list[tuple[Any, Any]]:

@@ -306,7 +306,7 @@ def main() -> None:
         child(given.child, given.engine, given.cases, given.seed, given.out)
         return
     shutil.rmtree(given.out, ignore_errors=True)
-    chosen = [t for t in targets() if not given.targets or t.name in given.targets]
+    chosen = [target_named(name) for name in given.targets] if given.targets else targets()
     engines = [given.engine] if given.engine else list(ENGINES)
     if "atheris" in engines and not atheris_is_there():
         print("atheris cannot be imported: mutation only, nothing is guided by coverage")
