@@ -138,6 +138,7 @@ def test_prepared_splits_are_forecast_like_their_records(tmp_path, model, record
         (lambda table: b"PAR1 and no more", "file"),
         (lambda table: parquet(table)[:-300], "file"),
         (lambda table: parquet(table.drop_columns("valid")), "valid"),
+        (lambda table: parquet(table.drop_columns("mark_count")), "mark_count"),
         (lambda table: parquet(table.append_column("layer", pa.nulls(6, pa.string()))), "layer"),
         (
             lambda table: parquet(
@@ -153,7 +154,7 @@ def test_prepared_splits_are_forecast_like_their_records(tmp_path, model, record
             "log_features",
         ),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_records_that_cannot_be_read_are_refused_by_file_and_column(
     tmp_path, model, make_records, change, field

@@ -23,7 +23,6 @@ import torch
 import ikddit
 from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit, prepared_schema
-from ikddit.dataset.encode import TEXT_COLUMNS
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.diffusion.plan import SamplingOptions
@@ -38,8 +37,6 @@ BATCH_WAFERS = 64
 PART_WAFERS = 8 * BATCH_WAFERS
 MADE_FROM = b"ikddit.made_from"
 MODEL = b"ikddit.model"
-_READ = [*TEXT_COLUMNS, "log_features", "prev_map", "prev_valid", "map", "valid"]
-"""Columns of a record that are read."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +190,8 @@ def _alike(found: Any, wanted: Any) -> bool:
     if pa.types.is_fixed_size_list(wanted):
         same_size = pa.types.is_fixed_size_list(found) and found.list_size == wanted.list_size
         return same_size and found.value_type == wanted.value_type
+    if pa.types.is_list(wanted):
+        return pa.types.is_list(found) and bool(found.value_type == wanted.value_type)
     return bool(found == wanted)
 
 
@@ -290,7 +289,7 @@ def _wafers(generator: Generator, path: Path) -> int:
     if units not in ("nm", "rgb"):
         raise InputError(str(path), "units", f"{units!r}, expected nm or rgb", "run `ikddit ingest` again")
     wanted = record_schema(names, "rgb" if units == "rgb" else "nm")
-    _check_schema(schema, pa.schema([wanted.field(name) for name in _READ]), path)
+    _check_schema(schema, wanted, path)  # all of it: other channels than the model's are put into it anew
     return rows
 
 
