@@ -10,7 +10,7 @@ export
 
 .DEFAULT_GOAL := help
 .PHONY: help install repro flow ablate test test-fast check ui services schedule models plots card demo-retrain bench \
-	sbom audit clean
+	sbom audit fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -86,6 +86,11 @@ sbom: $(TOOLS)/.installed ## write sbom.json, a CycloneDX list of all installed 
 
 audit: $(TOOLS)/.installed ## ask for known vulnerabilities of them (needs api.osv.dev; SERVICE=pypi asks pypi.org)
 	python -m pipelines.inventory audit --tools $(TOOLS)/bin --service $(or $(SERVICE),osv)
+
+# The engine that is guided by coverage comes from the tools; all else is the environment's own.
+fuzz: $(TOOLS)/.installed ## feed hostile input to every reader; CASES=100000, SEED=0; findings lie in .ikddit/fuzz
+	OMP_NUM_THREADS=1 python tests/fuzz/run.py --cases $(or $(CASES),100000) --seed $(or $(SEED),0) \
+		--tools $$($(TOOLS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 clean: ## remove the virtual environment and caches (data, models and the MLflow store stay)
 	rm -rf $(VENV) $(TOOLS) .mypy_cache .pytest_cache .ruff_cache

@@ -132,6 +132,78 @@ def test_prepared_splits_are_forecast_like_their_records(tmp_path, model, record
         write_forecast(generator, prepared, tmp_path / "b.parquet", n=2, steps=2)
 
 
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda table: b"PAR1 and no more", "file"),
+        (lambda table: parquet(table)[:-300], "file"),
+        (lambda table: parquet(table.drop_columns("valid")), "valid"),
+        (lambda table: parquet(table.drop_columns("mark_count")), "mark_count"),
+        (lambda table: parquet(table.append_column("layer", pa.nulls(6, pa.string()))), "layer"),
+        (
+            lambda table: parquet(
+                table.drop_columns("log_features").append_column("log_features", [["x"] * 6])
+            ),
+            "log_features",
+        ),
+        (lambda table: parquet(table.replace_schema_metadata({})), "units"),
+        (
+            lambda table: parquet(
+                table.replace_schema_metadata({**table.schema.metadata, b"log_names": b"a"})
+            ),
+            "log_features",
+        ),
+    ],
+    ids=range(8),
+)
+def test_records_that_cannot_be_read_are_refused_by_file_and_column(
+    tmp_path, model, make_records, change, field
+):
+    path = tmp_path / "part-0.parquet"
+    path.write_bytes(change(made_records(make_records, 0, 0)))
+    with pytest.raises(InputError) as error:
+        write_forecast(Generator.load(model), tmp_path, tmp_path / "out" / "f.parquet", n=1, steps=2)
+    assert (error.value.file, error.value.field) == (str(path), field)
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field"),
+    [
+        ("ids", 99, "ids layer"),
+        ("line_words", -1, "line_words"),
+        ("prev_map", float("nan"), "prev_map"),
+        ("", 0, "valid"),
+    ],
+)
+def test_splits_that_hold_what_the_model_has_no_place_for_are_refused(
+    tmp_path, model, make_records, name, value, field
+):
+    generator = Generator.load(model)
+    table = generator._encode(made_records(make_records, 0, 0)).table
+    if name:
+        kind = table.schema.field(name).type
+        flat = table.column(name).combine_chunks().flatten().to_numpy().copy()
+        flat[0] = value
+        changed = pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind)
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), changed)
+    else:
+        table = table.drop_columns("valid")
+    generator.normaliser.save(tmp_path / "normaliser.json")
+    generator.vocabularies.save(tmp_path / "vocabularies.json")
+    path = tmp_path / "test.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError) as error:
+        write_forecast(generator, tmp_path, tmp_path / "out" / "f.parquet", n=1, steps=2)
+    assert (error.value.file, error.value.field) == (str(path), field)
+
+
 def test_a_registered_models_changed_byte_is_refused_by_name(tmp_path):
     folder = write_generator(tmp_path / "model")
     write_manifest(folder)

@@ -21,6 +21,7 @@ def test_params_yaml_holds_the_documented_defaults():
     [
         ({"mask_ration": 0.7}, r"mask_ration: unknown key; did you mean `mask_ratio`"),
         ({"train": {"step": 5}}, r"train\.step: unknown key; did you mean `steps`"),
+        ({"simulate": {"shift": {"scaner": "LITH01"}}}, r"simulate\.shift\.scaner: .*did you mean `scanner`"),
         ({"mask_ratio": 1.0}, r"mask_ratio: .*less than 1, found 1\.0"),
         ({"mask_ratio": -0.1}, r"mask_ratio: "),
         ({"lambda1": -1}, r"lambda1: .*greater than or equal to 0"),
@@ -46,13 +47,53 @@ def test_every_problem_is_named_at_once():
     assert all(name in str(error.value) for name in ("mask_ratio", "lambda2", "sed"))
 
 
-@pytest.mark.parametrize(("text", "named"), [("seed: [", "YAML"), ("- 1", "mapping"), ("", "mapping")])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("seed: [", "YAML"),
+        ("- 1", "mapping"),
+        ("", "mapping"),
+        ("seed: !!bool 3", "YAML"),
+        ("seed: !!int ''", "YAML"),
+        ("seed: 2026-99-99", "YAML"),
+        ("seed: " + "9" * 5000, "YAML"),
+        ("seed: " + "[" * 3000, "YAML"),
+        ("seed: " + "[" * 100_000 + "]" * 100_000, "at most"),
+    ],
+)
 def test_what_is_not_a_mapping_is_said_to_be_none(tmp_path, text, named):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match=named):
         load_params(tmp_path / "params.yaml")
     with pytest.raises(ParamsError, match="not found"):
         load_params(tmp_path / "other.yaml")
+
+
+def test_aliases_that_stand_for_billions_of_entries_are_not_written_out(tmp_path):
+    names = [
+        "lambda1",
+        "lambda2",
+        "seed",
+        "model",
+        "mask_ratio",
+        "data",
+        "fid",
+        "train",
+        "embed",
+        "timing",
+        "control",
+    ]
+    lines = [f"{names[0]}: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{name}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i, name in enumerate(names[1:], 1)]
+    (tmp_path / "params.yaml").write_text("\n".join(lines))
+    with pytest.raises(ParamsError, match="lambda1") as error:
+        load_params(tmp_path / "params.yaml")
+    assert len(str(error.value)) < 20_000
+
+
+def test_a_params_yaml_that_is_a_folder_is_named(tmp_path):
+    with pytest.raises(ParamsError, match="not readable"):
+        load_params(tmp_path)
 
 
 def test_small_numbers_in_yaml_are_numbers(tmp_path):

@@ -22,7 +22,7 @@ import torch
 
 import ikddit
 from ikddit.console import progress
-from ikddit.dataset.arrow import PreparedSplit
+from ikddit.dataset.arrow import PreparedSplit, prepared_schema
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.diffusion.plan import SamplingOptions
@@ -30,6 +30,7 @@ from ikddit.errors import InputError, ModelError
 from ikddit.forecast import ForecastFiles, Written, forecast_of_table, forecast_writer
 from ikddit.generator import Generator, Records
 from ikddit.manifest import file_hash
+from ikddit.mpom.schema import ID_FIELDS, log_names_of, record_schema
 
 BATCH_WAFERS = 64
 """Read and forecast at a time."""
@@ -82,7 +83,7 @@ def write_forecast(
     files = target if isinstance(target, ForecastFiles) else ForecastFiles(Path(target))
     files.check(source)
     inputs = _inputs(generator, source)
-    found = sum(_wafers(path) for path in inputs)
+    found = sum(_wafers(generator, path) for path in inputs)
     if found == 0:
         raise InputError(str(source), "folder", "its files hold no wafers", "check the ingest report")
     request: dict[str, Any] = {"n": n, "steps": steps, "seed": seed, "limit_nm": limit_nm, **options}
@@ -91,7 +92,7 @@ def write_forecast(
         resumed = 0
         for path in progress(inputs, "generate", unit="file"):
             made_from = _made_from(generator, request, path)
-            for number, batches in enumerate(_groups(_batches(path))):
+            for number, batches in enumerate(_groups(_batches(generator, path))):
                 part = _part(folder, files, path, number, made_from)
                 parts.append(part)
                 if part.finished():
@@ -120,7 +121,7 @@ def _inputs(generator: Generator, source: Path) -> list[Path]:
     try:
         normaliser = Normaliser.load(source / "normaliser.json")
         vocabularies = Vocabularies.load(source / "vocabularies.json")
-    except OSError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(str(source), "folder", str(error), "name a folder that `prepare` wrote") from None
     own = generator.normaliser
     same = (
@@ -137,17 +138,99 @@ def _inputs(generator: Generator, source: Path) -> list[Path]:
     return splits
 
 
-def _batches(path: Path) -> Iterator[Records]:
+def _batches(generator: Generator, path: Path) -> Iterator[Records]:
+    """Wafers of one input, some at a time; the file's schema was checked before (`_wafers`).
+
+    Raises:
+        InputError: a part of the file cannot be read, or holds what the model has no place for.
+    """
     if path.suffix == ".arrow":
-        table = PreparedSplit.open(path).table
+        table = _split_table(generator, path)
         for start in range(0, table.num_rows, BATCH_WAFERS):
-            yield PreparedSplit.from_table(table.slice(start, BATCH_WAFERS))
+            split = PreparedSplit.from_table(table.slice(start, BATCH_WAFERS))
+            _check_split(generator, split, path)
+            yield split
         return
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with _readable(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=BATCH_WAFERS):
-            yield pa.Table.from_batches([batch], schema=file.schema_arrow)
+            table = pa.Table.from_batches([batch], schema=file.schema_arrow)
+            table.validate(full=True)
+            yield table
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises on a damaged file into an `InputError`."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        reason = f"not readable: {str(error).partition(chr(10))[0]}"
+        raise InputError(str(path), "file", reason, "copy it or make it again (`dvc repro`)") from None
+
+
+def _check_schema(found: pa.Schema, wanted: pa.Schema, path: Path) -> None:
+    """Hold a file's columns to those that are read; what a list's elements are called does not matter.
+
+    Raises:
+        InputError: names the column.
+    """
+    for field in wanted:
+        index = found.get_all_field_indices(field.name)
+        if len(index) != 1 or not _alike(found.field(index[0]).type, field.type):
+            seen = "missing" if not index else "there twice" if len(index) > 1 else found.field(index[0]).type
+            reason = f"{seen}, expected {field.type}"
+            raise InputError(
+                str(path), field.name, reason, "forecast what `ikddit ingest` or `prepare` wrote"
+            )
+
+
+def _alike(found: Any, wanted: Any) -> bool:
+    if pa.types.is_fixed_size_list(wanted):
+        same_size = pa.types.is_fixed_size_list(found) and found.list_size == wanted.list_size
+        return same_size and found.value_type == wanted.value_type
+    if pa.types.is_list(wanted):
+        return pa.types.is_list(found) and bool(found.value_type == wanted.value_type)
+    return bool(found == wanted)
+
+
+def _split_table(generator: Generator, path: Path) -> pa.Table:
+    """A prepared split in memory-mapped columns, checked before anything looks at a value.
+
+    Arrow believes the file: offsets that lead outside of it would be read as they are.
+    """
+    with _readable(path), pa.ipc.open_file(pa.memory_map(str(path), "r")) as reader:
+        table = reader.read_all()
+        table.validate(full=True)
+    config = generator.model.config
+    wanted = prepared_schema(
+        generator.normaliser.log_names, config.max_lines, config.embedding.values_per_line
+    )
+    _check_schema(table.schema, wanted, path)
+    metadata = table.schema.metadata or {}
+    for name, value in (wanted.metadata or {}).items():
+        if metadata.get(name) != value:
+            remedy = "forecast the records instead: data/records"
+            raise InputError(str(path), name.decode(), "is not as the model reads it", remedy)
+    return table
+
+
+def _check_split(generator: Generator, split: PreparedSplit, path: Path) -> None:
+    """Codes must be in the model's tables, and maps finite: else the forecast would be noise without a word."""
+    known = generator.vocabularies
+    limits = [
+        *((f"ids {name}", split.ids[:, i], known.id_sizes[i]) for i, name in enumerate(ID_FIELDS)),
+        ("line_templates", split.line_templates, known.template_size),
+        ("line_words", split.line_words, len(known.tokenizer)),
+    ]
+    remedy = "run prepare again (`dvc repro prepare`)"
+    for name, codes, limit in limits:
+        if codes.size and not (codes.min() >= 0 and codes.max() < limit):
+            raise InputError(str(path), name, f"holds codes beyond 0 to {limit - 1}", remedy)
+    for name in ("log_features", "line_values", "prev_map"):
+        if not np.isfinite(getattr(split, name)).all():
+            raise InputError(str(path), name, "holds NaN or infinity", remedy)
 
 
 def _groups(batches: Iterator[Records]) -> Iterator[Iterator[Records]]:
@@ -188,12 +271,26 @@ def _noted(path: Path) -> str | None:
     return metadata.get(MADE_FROM, b"").decode()
 
 
-def _wafers(path: Path) -> int:
+def _wafers(generator: Generator, path: Path) -> int:
+    """Count the wafers of an input that can be forecast.
+
+    Raises:
+        InputError: the file is damaged, or its columns are not those of records or of the model's own splits.
+    """
     import pyarrow.parquet as pq
 
     if path.suffix == ".arrow":
-        return len(PreparedSplit.open(path))
-    return int(pq.read_metadata(path).num_rows)
+        return _split_table(generator, path).num_rows
+    with _readable(path), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        names = log_names_of(schema)
+        units = (schema.metadata or {}).get(b"units", b"").decode()
+        rows = int(file.metadata.num_rows)
+    if units not in ("nm", "rgb"):
+        raise InputError(str(path), "units", f"{units!r}, expected nm or rgb", "run `ikddit ingest` again")
+    wanted = record_schema(names, "rgb" if units == "rgb" else "nm")
+    _check_schema(schema, wanted, path)  # all of it: other channels than the model's are put into it anew
+    return rows
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 Unknown keys, wrong types and values out of range are refused by name before a stage runs.
 """
 
+import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -466,12 +467,21 @@ def _explain(error: Any) -> str:
         for part in error["loc"][:-1]:
             by_key = {field.alias or n: field for n, field in model.model_fields.items()}
             annotation = by_key[str(part)].annotation
-            assert isinstance(annotation, type)
-            model = annotation
+            # a section that may be null is a union
+            sections = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            model = next(kind for kind in sections if issubclass(kind, BaseModel))
         known = [field.alias or n for n, field in model.model_fields.items()]
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return f"{name}: unknown key; " + (f"did you mean `{close[0]}`?" if close else f"known: {known}")
-    return f"{name}: {error['msg']}, found {error['input']!r}"
+    return f"{name}: {error['msg']}, found {_SHORT.repr(error['input'])}"
+
+
+MAX_CHARACTERS = 16 << 10
+"""Six times the committed file; a text of tens of thousands of brackets kills libyaml's parser, and us with it."""
+_SHORT = reprlib.Repr()
+"""Shows the beginning of a value: YAML's aliases let a few lines stand for billions of entries."""
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlevel = 2
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -484,10 +494,18 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     from ruamel.yaml.error import YAMLError
 
     try:
-        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        if len(text) > MAX_CHARACTERS:
+            raise ParamsError(
+                f"{path}: {len(text)} characters, at most {MAX_CHARACTERS}; shorten its comments"
+            )
+        values = YAML(typ="safe").load(text)
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the repository's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ParamsError(f"{path}: not readable: {error.strerror}") from None
+    # ruamel lets out what Python raises on tags and dates that hold something else, and on nesting without end.
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ParamsError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path}: expected a mapping of settings, found {type(values).__name__}")

@@ -31,6 +31,7 @@ SOUND = png(make_map(1))
 FLOATS = {name: make_map(seed).astype(np.float32) for name, seed in (("prev_map", 0), ("map", 1))}
 MASKS = {name: USABLE.astype(np.uint8) for name in ("prev_valid", "valid")}
 MAPS = {**FLOATS, **MASKS}
+TABLE = "barcode,wafer_x_mm,wafer_y_mm,ovl_x_nm,ovl_y_nm\nW1,0,0,1,2\nW1,9,0,1,2\n"
 
 
 def run(raw, out, **values):
@@ -52,6 +53,12 @@ def run(raw, out, **values):
         ("logs_000000.json", b'{"features": [1, -Infinity, 3]}', "json"),
         ("logs_000000.json", b'{"features": [1, 2]}', "features"),
         ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "b", "c"]}', "feature_names"),
+        (
+            "logs_000000.json",
+            b'{"features": [1, 2, 3], "feature_names": ["a", "b\\nc", "d"]}',
+            "feature_names",
+        ),
+        ("logs_000000.json", b'{"features": [1, 2, 3], "feature_names": ["a", "", "d"]}', "feature_names"),
         ("id_000000.txt", b"1000", "id"),
         ("maps_000000.npz", b"not a zip", "zip"),
         ("maps_000000.npz", npz(map=FLOATS["map"], valid=MASKS["valid"]), "maps.prev_map"),
@@ -158,6 +165,22 @@ def test_path_tricks_in_a_zip_are_quarantined_and_write_nothing(tmp_path, run_in
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_member_without_a_name_in_a_zip_is_quarantined(tmp_path, run_ingest):
+    data = bytearray(zip_of({**item("000005", 5, "L3"), "x": b""}))
+    for signature, length, name in ((b"PK\x03\x04", 26, 30), (b"PK\x01\x02", 28, 46)):
+        at = data.rfind(signature)
+        data[at + length] = 0
+        del data[at + name]
+    end = data.rfind(b"PK\x05\x06")
+    for field in (12, 16):  # the directory is a byte shorter and begins a byte earlier
+        data[end + field : end + field + 4] = (
+            int.from_bytes(data[end + field : end + field + 4], "little") - 1
+        ).to_bytes(4, "little")
+    done = run_ingest(with_zip(tmp_path, bytes(data)))
+    assert (done.report["found"], done.report["records"]) == (6, 5)
+    assert "empty name" in done.quarantine[0]["reason"]
+
+
 def test_symbolic_link_in_a_zip_is_quarantined(tmp_path, run_ingest):
     link = zipfile.ZipInfo("overlay_prev_7.png")
     link.external_attr = 0o120777 << 16
@@ -196,6 +219,15 @@ def test_npz_that_promises_a_huge_array_is_not_believed(tmp_path, run_ingest):
         for name in MAPS:
             body = zipfile.ZipFile(io.BytesIO(data)).read(f"{name}.npy")
             archive.writestr(f"{name}.npy", body.replace(b"(2, 64, 64), }    ", b"(2, 64, 64000000),}"))
+    assert run_ingest(raw).rejected("000000")["field"] == "maps.map"
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f4'", b"((((((", b"-" * 9000 + b"1", b"{[]: 1}", b"\0"], ids=range(5)
+)
+def test_npy_header_that_is_no_literal_is_a_damaged_array(tmp_path, run_ingest, header):
+    body = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    raw = write(data_set(tmp_path / "raw", 4), {"maps_000000.npz": zip_of({"map.npy": body})})
     assert run_ingest(raw).rejected("000000")["field"] == "maps.map"
 
 
@@ -288,6 +320,22 @@ def test_file_name_that_is_not_utf8_is_quarantined(tmp_path, run_ingest):
     assert "not UTF-8" in run_ingest(raw).quarantine[0]["reason"]
 
 
+def test_tables_zips_and_folders_of_names_that_are_not_utf8_are_quarantined(tmp_path, run_ingest):
+    raw = os.fsencode(data_set(tmp_path / "raw", 2))
+    os.mkdir(raw + b"/\xfe")
+    for name in (b"/\xff.zip", b"/\xfe/id_1.txt", b"/\xfe/b.zip"):
+        with open(raw + name, "wb") as handle:
+            handle.write(b"no zip")
+    assert run_ingest(tmp_path / "raw").report["quarantined"] == 3
+    tables = os.fsencode(write(tmp_path / "tables", {"good.csv": TABLE.encode()}))
+    for name in (b"/\xff.csv", b"/\xff.parquet"):
+        with open(tables + name, "wb") as handle:
+            handle.write(TABLE.encode())
+    done = run_ingest(tmp_path / "tables")
+    assert done.report["records"] == 1
+    assert [line["reason"] for line in done.quarantine] == ["file name is not UTF-8"] * 2
+
+
 def test_file_larger_than_the_bound_is_quarantined(tmp_path, run_ingest):
     raw = data_set(tmp_path / "raw", 4)
     write(raw, {"overlay_000000.png": SOUND + bytes(2 << 20)})
@@ -305,6 +353,13 @@ def test_an_error_nobody_thought_of_costs_its_wafer_only(tmp_path, run_ingest, m
     monkeypatch.setattr(wafer, "parse_public_id", fail)
     line = run_ingest(data_set(tmp_path / "raw", 4)).rejected("000000")
     assert (line["field"], "surprise" in line["reason"]) == ("reader", True)
+
+
+@pytest.mark.parametrize("data", [TABLE.replace("\n", "\r").encode(), b"barcode," + b"x" * 200_000 + b"\n"])
+def test_csv_header_that_cannot_be_split_costs_its_table_only(tmp_path, run_ingest, data):
+    done = run_ingest(write(tmp_path / "raw", {"a.csv": data, "b.csv": TABLE.encode()}))
+    assert done.report["records"] == 1
+    assert "header line not readable" in done.rejected("a.csv")["reason"]
 
 
 # Whole data sets --------------------------------------------------------------------------------------------
@@ -348,9 +403,14 @@ def test_nothing_usable_stops_with_the_reasons_and_keeps_the_quarantine(tmp_path
         ({"format": "hdf"}, "format"),
         ({"format": None}, "format"),
         ({"format_version": 2}, "format_version"),
+        ({"scale_nm": 10**400}, "scale_nm"),
+        ({"scale_nm": 1e39}, "scale_nm"),
         ({"pitch_mm": 1.0}, "pitch_mm"),
+        ({"pitch_mm": 10**400}, "pitch_mm"),
         ({"feature_names": ["a", "a"]}, "feature_names"),
         ({"feature_names": "abc"}, "feature_names"),
+        ({"feature_names": ["a", ""]}, "feature_names"),
+        ({"feature_names": ["a", "b\nc"]}, "feature_names"),
     ],
 )
 def test_unusable_description_is_refused_by_its_key(changes, field):
@@ -365,7 +425,19 @@ def test_scale_declared_twice_must_agree():
         check_description(description(), settings(scale_nm=8.0))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", "NaN", '{"format": "mpom", "scale_nm": NaN}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        "NaN",
+        '{"format": "mpom", "scale_nm": NaN}',
+        '{"format": "mpom", "format_version": 1, "note": 1e999}',
+        '{"format": "mpom", "format_version": 1, "note": "\\ud800"}',
+        '{"format": "mpom", "format_version": 1, "note": ' + "[" * 5000 + "]" * 5000 + "}",
+    ],
+)
 def test_broken_description_stops_ingest(tmp_path, text):
     raw = data_set(tmp_path / "raw", 2)
     (raw / "dataset.json").write_text(text)

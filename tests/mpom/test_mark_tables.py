@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -300,6 +302,26 @@ def test_an_unreadable_table_is_one_quarantined_item(tmp_path, run_ingest, name,
     assert (done.report["found"], done.report["records"]) == (2, 1)
     assert done.rejected(name)["field"] == field
     assert reason in done.rejected(name)["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("wafer_x_mm", pa.array([0] * 12, pa.timestamp("us"))),
+        ("ovl_x_nm", pa.array([[1.0]] * 12)),
+        ("exposed_at", pa.array([2**62] * 12, pa.timestamp("us"))),
+        ("exposed_at", pa.array([0] * 12, pa.timestamp("us", tz="Mars/Base"))),
+        ("exposed_at", pa.array([[1]] * 12)),
+    ],
+)
+def test_a_parquet_column_of_another_type_is_named(tmp_path, run_ingest, name, values):
+    good = marks("W1", 1).head(12)
+    write(tmp_path / "raw", {"good.csv": good.to_csv(index=False).encode()})
+    table = pa.Table.from_pandas(good.assign(barcode="W2"), preserve_index=False)
+    at = table.schema.get_field_index(name)
+    table = table.set_column(at, name, values) if at >= 0 else table.append_column(name, values)
+    pq.write_table(table, tmp_path / "raw" / "a.parquet")
+    assert run_ingest(tmp_path / "raw").rejected("a.parquet#W2")["field"] == name
 
 
 def test_a_delimiter_that_is_wrong_is_answered_with_the_right_one(tmp_path, run_ingest):

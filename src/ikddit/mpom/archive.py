@@ -128,6 +128,8 @@ def member_problem(info: zipfile.ZipInfo, file: str) -> InputError | None:
     name = info.filename
     if name != info.orig_filename or "\\" in name or name[1:2] == ":":
         reason = f"unsafe name {info.orig_filename!r}"
+    elif not name:
+        reason = "empty name"
     elif name.startswith("/"):
         reason = f"absolute name {name!r}"
     elif ".." in name.split("/"):

@@ -101,6 +101,8 @@ def parse_logs(data: bytes, file: str, known: list[str] | None = None) -> Logs:
             raise InputError(file, "features", reason, _REWRITE)
         if names != known and len(set(names)) != len(names):
             raise InputError(file, "feature_names", "a name occurs twice", _REWRITE)
+        if names != known and not all(map(is_channel_name, names)):
+            raise InputError(file, "feature_names", "a name is empty or holds a line break", _REWRITE)
     missing = _strings(value, "missing", file) or []
     # against the data set's own names they are checked where the channels are placed
     if missing and names is not None and names != known and (unknown := set(missing).difference(names)):
@@ -109,6 +111,15 @@ def parse_logs(data: bytes, file: str, known: list[str] | None = None) -> Logs:
     ids = value.get("ids")
     parsed = None if ids is None else _ids(ids, file)
     return Logs(features, names, missing, _strings(value, "lines", file), parsed)
+
+
+def is_channel_name(name: str) -> bool:
+    """Whether a log channel may be called so: the records' schema keeps the names as lines of one text.
+
+    >>> is_channel_name("dose mJ/cm2"), is_channel_name(""), is_channel_name("a\\nb")
+    (True, False, False)
+    """
+    return bool(name) and "\n" not in name
 
 
 def _kind(value: Any) -> str:

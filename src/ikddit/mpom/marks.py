@@ -160,7 +160,7 @@ def _numbers(rows: pa.Table, name: str, item: str) -> Float[np.ndarray, " marks"
     if not pa.types.is_float64(column.type):
         try:
             column = pc.cast(_trimmed(column), pa.float64())
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # text, or a type without numbers
             remedy = f"write numbers with a decimal point, leave unknown cells empty; {_CHECK_COLUMNS}"
             raise InputError(item, name, str(error).partition("\n")[0], remedy) from None
     values: Float[np.ndarray, " marks"] = column.to_numpy(zero_copy_only=False)
@@ -253,7 +253,7 @@ def _ids(rows: pa.Table, item: str) -> Ids:
     for name in ("lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at"):
         if name not in rows.column_names:
             continue
-        values = rows[name].combine_chunks().unique().drop_null().to_pylist()
+        values = _distinct(rows[name].combine_chunks(), name, item)
         if len(values) > 1:
             reason = f"{len(values)} values within one wafer ({values[0]!r}, {values[1]!r}, ...)"
             raise InputError(
@@ -268,6 +268,16 @@ def _ids(rows: pa.Table, item: str) -> Ids:
         else:
             ids[name] = text_id(value, name, item)
     return ids
+
+
+def _distinct(column: Any, name: str, item: str) -> list[Any]:
+    """Values of a column but null, each once."""
+    try:
+        return list(column.unique().drop_null().to_pylist())
+    # Times outside Python's years, time zones that nobody knows, lists: a Parquet column may hold anything.
+    except (pa.ArrowException, ValueError, OverflowError, LookupError) as error:
+        reason = f"column of {column.type}: {str(error).partition(chr(10))[0]}"
+        raise InputError(item, name, reason, "write text, times as ISO 8601 with their offset") from None
 
 
 def _slot(value: Any, item: str) -> int | None:

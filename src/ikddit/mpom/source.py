@@ -41,8 +41,9 @@ class Rejection:
 
     @classmethod
     def of(cls, item: str, error: InputError) -> "Rejection":
-        """Take over the four parts of an error."""
-        return cls(item, error.file, error.field, error.reason, error.remedy)
+        """Take over the four parts of an error, in characters that any file takes."""
+        parts = (item, error.file, error.field, error.reason, error.remedy)
+        return cls(*map(_printable, parts))
 
     @property
     def text(self) -> str:
@@ -166,7 +167,11 @@ def _walk_folder(root: Path, path: str, max_member_bytes: int, census: Census) -
             if path:
                 census.descriptions.append(container.name(entry.name))
         else:
-            problem = _entry_problem(root, entry, _printable(container.name(entry.name)))
+            name = container.name(entry.name)
+            problem = _entry_problem(root, entry, _printable(name))
+            if problem is None and suffix in TABLE_SUFFIXES and _printable(name) != name:
+                # Items are told so where they are put together.
+                problem = InputError(_printable(name), "path", "file name is not UTF-8", "rename it")
             if problem is not None:
                 problems[entry.name] = problem
             if suffix == ".zip":
@@ -297,7 +302,7 @@ def _sort_members(
     times = Counter(info.filename for info in infos)
     for info in sorted(infos, key=attrgetter("filename")):
         name = info.filename
-        if info.is_dir() or name in problems:
+        if name.endswith("/") or name in problems:  # `info.is_dir()` fails on an empty name
             continue
         problem = member_problem(info, file)
         if times[name] > 1:

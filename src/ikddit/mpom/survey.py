@@ -5,7 +5,7 @@ Units are never guessed: maps are in nm only if dataset.json says so with a scal
 """
 
 import itertools
-import math
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import Any, Literal
 
 from ikddit.errors import InputError
 from ikddit.mpom.archive import Member, Reader, open_zip, read_member
-from ikddit.mpom.logs import Logs, parse_logs, strict_json
+from ikddit.mpom.logs import Logs, is_channel_name, parse_logs, strict_json
 from ikddit.mpom.source import DESCRIPTION, TABLE_SUFFIXES, Census, RawItem, walk
 from ikddit.mpom.wafer import Layout
 from ikddit.overlay.grid import WAFER_RADIUS_MM
 from ikddit.params import IngestParams
 
 SIGNS = ("current_minus_previous", "previous_minus_current")
+MAX_SCALE_NM = 1e6
+"""A millimetre: beyond it no scale is of overlay, and far beyond it maps would not be finite in float32."""
 _SAMPLE = 50
 """Items whose log channels are compared to find the data set's own."""
 
@@ -180,6 +182,11 @@ def read_description(root: Path, max_bytes: int) -> dict[str, Any]:
     value = strict_json(data, name)
     if not isinstance(value, dict) or not value:
         raise InputError(name, "json", "not a JSON object", "write it again; see docs/data-format.md")
+    try:
+        # It is written beside the records: 1e999 or half of a surrogate pair must not stop ingest at its end.
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(name, "json", f"cannot be written again: {error}", "write it again") from None
     return value
 
 
@@ -224,18 +231,20 @@ def check_description(
     scale = _scale(description, settings)
     pitch, size = description.get("pitch_mm"), settings.image_size
     expected_pitch = 2 * WAFER_RADIUS_MM / size
-    if pitch is not None and not (_is_number(pitch) and math.isclose(pitch, expected_pitch, rel_tol=1e-3)):
-        reason = f"{pitch!r}, expected {expected_pitch} for {size} pixels over 300 mm"
+    # Whole numbers beyond float64 are numbers in JSON too.
+    if pitch is not None and not (
+        _is_number(pitch) and 0.999 * expected_pitch <= pitch <= 1.001 * expected_pitch
+    ):
+        reason = f"{pitch!r:.60}, expected {expected_pitch} for {size} pixels over 300 mm"
         raise InputError(
             DESCRIPTION, "pitch_mm", reason, "set ingest.image_size, or export maps of whole wafers"
         )
     names = description.get("feature_names")
     if names is not None:
         texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not texts or len(set(names)) != len(names):
-            raise InputError(
-                DESCRIPTION, "feature_names", "expected a list of different texts", "write it again"
-            )
+        if not texts or len(set(names)) != len(names) or not all(map(is_channel_name, names)):
+            reason = "expected a list of different texts, none empty or of several lines"
+            raise InputError(DESCRIPTION, "feature_names", reason, "write it again")
     return scale, description.get("sign") == SIGNS[1], names
 
 
@@ -257,8 +266,8 @@ def _scale(description: dict[str, Any], settings: IngestParams) -> float | None:
     if not {"units", "scale_nm"} & description.keys():
         return settings.scale_nm
     declared = description.get("scale_nm")
-    if declared is None or not _is_number(declared) or not 0 < declared < math.inf:
-        reason = f"{declared!r}, expected a number above 0"
+    if declared is None or not _is_number(declared) or not 0 < declared <= MAX_SCALE_NM:
+        reason = f"{declared!r:.60}, expected a number above 0 and at most {MAX_SCALE_NM:g}"
         raise InputError(DESCRIPTION, "scale_nm", reason, "write the nm that the PNG's full range stands for")
     for key, value in (("units", "nm"), ("encoding", "rg-linear")):
         if key not in description:

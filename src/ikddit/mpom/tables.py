@@ -256,7 +256,11 @@ def _csv_header(path: Path, file: str, delimiter: str) -> list[str]:
         raise InputError(file, "content", "not a text file", "export as CSV")
     if not text.strip():
         raise InputError(file, "content", "no header line", "the first line must name the columns")
-    return [name.strip() for name in next(csv.reader([text], delimiter=delimiter))]
+    try:
+        return [name.strip() for name in next(csv.reader([text], delimiter=delimiter))]
+    except csv.Error as error:
+        reason = f"header line not readable: {error}"
+        raise InputError(file, "content", reason, "end lines with LF or CR LF; see the first line") from None
 
 
 def _barcodes(table: pa.Table) -> Any:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import tokenize
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,7 +197,18 @@ def _read_npy(member: io.BytesIO, name: str, shape: tuple[int, ...], file: str) 
             raise InputError(file, f"maps.{name}", f"dtype {dtype}, expected numbers", "write the npz again")
         member.seek(0)
         return np.lib.format.read_array(member, allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, TypeError) as error:
+    # numpy parses the header as Python text, and lets out whatever the parser raises.
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        SyntaxError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as error:
         raise InputError(file, f"maps.{name}", f"damaged array: {error}", "write the npz again") from None
 
 

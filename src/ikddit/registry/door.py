@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LARGEST_BODY = 64 * 2**20
 """Bytes: three times what 100 wafers need."""
+DEEPEST = 16
+"""Levels of lists and objects in a request; the deepest that means something has five."""
 
 
 def refusal(content_type: str, body: bytes, columns: set[str], params: set[str]) -> tuple[int, str] | None:
@@ -38,8 +40,12 @@ def refusal(content_type: str, body: bytes, columns: set[str], params: set[str])
     except orjson.JSONDecodeError:  # NaN among numbers is not strict JSON, but MLflow reads it
         try:
             request = json.loads(body)
-        except ValueError:
+        except json.JSONDecodeError:
             return None
+        except (ValueError, RecursionError) as error:  # MLflow would answer these with a bare 500
+            return 400, f"body: {error}; send JSON in UTF-8, as docs/serving.md shows it"
+    if _nested_beyond(request, DEEPEST):
+        return 400, f"body: nested more than {DEEPEST} levels deep; send JSON as docs/serving.md shows it"
     if not isinstance(request, dict):
         return None
     for known, given in ((columns, sorted(_fields(request))), (params, sorted(_keys(request.get("params"))))):
@@ -47,6 +53,14 @@ def refusal(content_type: str, body: bytes, columns: set[str], params: set[str])
             if name not in known:
                 return 400, f"{name}: unknown field; use {sorted(known)}"
     return None
+
+
+def _nested_beyond(value: Any, levels: int) -> bool:
+    """Whether there are lists or objects below so many levels of them; orjson takes more than MLflow's parser."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not {dict, list} & set(map(type, inside)):  # nearly all: lists of numbers
+        return False
+    return levels == 0 or any(_nested_beyond(v, levels - 1) for v in inside if type(v) in (dict, list))
 
 
 def _fields(request: dict[str, Any]) -> set[str]:
