@@ -14,19 +14,18 @@ import argparse
 import numpy as np
 import torch
 from common import (
-    Ratio,
     Runs,
     add_torch_options,
     clock_of,
     made_data,
     made_model,
     median,
-    print_result,
     ratio,
     sampling_runs,
     training_params,
     training_run,
 )
+from ratios import Ratio, print_result
 
 from ikddit.diffusion.guidance import Guidance
 from ikddit.diffusion.plan import SamplingPlan

@@ -33,20 +33,19 @@ from common import (
     SIGMA_MAX,
     SIGMA_MIN,
     Precision,
-    Ratio,
     Runs,
     add_torch_options,
     clock_of,
     made_condition,
     made_data,
     made_model,
-    print_result,
     sampling_runs,
     training_params,
     training_run,
     usable_pixels,
 )
 from peers import MASK_RATIO, DiT, MaskDiT, PeerBlock, PeerTrainer, sample_peer
+from ratios import Ratio, print_result
 from torch import Tensor, nn
 
 from ikddit.console import configure_logging, log

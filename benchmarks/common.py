@@ -1,10 +1,8 @@
-"""What the benchmarks of this folder share: made models and data, the options of every script, ratios and printing."""
+"""What the benchmarks of the network share: made models and data, options and clocks, steps and sampling calls."""
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -26,20 +24,6 @@ DIM = 128
 SIGMA_DATA, SIGMA_MIN, SIGMA_MAX = 0.5, 0.02, 40.0
 Precision = Literal["bf16", "fp32"]
 Runs = dict[str, Callable[[], object]]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """One figure of a benchmark that can be read alone; `python benchmarks/run.py` makes its table of them."""
-
-    what: str
-    """Of what, as slow / fast: above 1 the second is the faster."""
-    value: float
-
-
-def print_result(result: Mapping[str, object], ratios: Sequence[Ratio]) -> None:
-    """Print the one JSON object that a benchmark says on stdout."""
-    print(json.dumps({**result, "ratios": [asdict(r) for r in ratios]}, indent=2))
 
 
 def add_torch_options(parser: argparse.ArgumentParser) -> None:

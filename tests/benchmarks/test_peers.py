@@ -1,6 +1,7 @@
 """The peers are what their papers say, or a ratio to them would mean nothing."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ikddit.training.loop import draw_batch
 DIM = 128
 BATCH = 4
 MODELS = ("T/8", "T/4", "S/8")
+SomePeer = TypeVar("SomePeer", bound=DiT | MaskDiT)
 
 
 def inputs(batch: int = BATCH, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -26,14 +28,15 @@ def inputs(batch: int = BATCH, seed: int = 0) -> tuple[torch.Tensor, ...]:
     return x, valid, torch.randn(batch, generator=g), torch.randn(batch, 3 * DIM, generator=g)
 
 
-def woken(peer: DiT | MaskDiT) -> DiT | MaskDiT:
+def woken(peer: SomePeer) -> SomePeer:
     """The peer with every zero-initialised layer set, so that every path reaches the output."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in peer.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
-    return peer.eval()
+    peer.eval()
+    return peer
 
 
 def some_visible(peer: DiT | MaskDiT, batch: int = BATCH) -> torch.Tensor:
@@ -111,17 +114,19 @@ def parameters(peer: DiT | MaskDiT) -> int:
 
 def test_maskdit_encoder_sees_only_visible_tokens() -> None:
     peer = woken(MaskDiT("T/8", DIM))
-    x, *rest = inputs()
+    x, valid, c_noise, pooled = inputs()
     visible = some_visible(peer)
     hidden_pixels = peer.pixels_of(complement(visible, peer.tokens)).expand_as(x)
     changed = x + 10 * hidden_pixels
-    before, _ = peer.encode(x, *rest, visible)
-    after, _ = peer.encode(changed, *rest, visible)
+    before, _ = peer.encode(x, valid, c_noise, pooled, visible)
+    after, _ = peer.encode(changed, valid, c_noise, pooled, visible)
     assert before.shape == (BATCH, 30, 128)
     assert torch.equal(before, after)
-    assert torch.equal(peer(x, *rest, visible), peer(changed, *rest, visible))
+    assert torch.equal(
+        peer(x, valid, c_noise, pooled, visible), peer(changed, valid, c_noise, pooled, visible)
+    )
     # the same change reaches every output once nothing is masked
-    assert not torch.allclose(peer(x, *rest), peer(changed, *rest))
+    assert not torch.allclose(peer(x, valid, c_noise, pooled), peer(changed, valid, c_noise, pooled))
 
 
 def test_maskdit_decoder_tells_hidden_places_apart() -> None:
