@@ -55,6 +55,7 @@ COPIED = ("reports/ablations/",)
 LOOK_S = 0.2
 RUNNING = re.compile(r"Running stage '([\w@.-]+)'")
 DONE = re.compile(r"\bdone in ([\d.]+) s\b")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 HOT = ("simulate", "ingest", "loader", "train", "sample", "report")
 
 
@@ -286,38 +287,38 @@ class Hot:
     """Profiled by operator instead of by Python function."""
 
 
-def python_profile(run: Callable[[], object], seconds: float, top: int) -> tuple[int, float, str]:
-    """Runs, seconds per run and the functions with most time of their own, over at least `seconds`."""
-    profile, count, start = cProfile.Profile(), 0, time.perf_counter()
-    while count == 0 or time.perf_counter() - start < seconds:
+def python_profile(run: Callable[[], object], args: argparse.Namespace) -> tuple[int, float, str]:
+    """Runs, wall seconds per run and the functions with most time of their own."""
+    profile, count, start = cProfile.Profile(CLOCKS[args.clock]), 0, time.perf_counter()
+    while count == 0 or time.perf_counter() - start < args.seconds:
         profile.enable()
         run()
         profile.disable()
         count += 1
     each = (time.perf_counter() - start) / count
     text = io.StringIO()
-    pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(top)
+    pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(args.top)
     body = text.getvalue()
     return count, each, body[body.index("   ncalls") :].rstrip()
 
 
-def torch_profile(run: Callable[[], object], seconds: float, top: int) -> tuple[int, float, str]:
-    """The same by torch operator, with the share of CPU time of its own."""
+def torch_profile(run: Callable[[], object], args: argparse.Namespace) -> tuple[int, float, str]:
+    """The same by torch operator, with its share of all operators' own time (wall)."""
     from torch.profiler import ProfilerActivity, profile
 
     count, start = 0, time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        while count == 0 or time.perf_counter() - start < seconds:
+        while count == 0 or time.perf_counter() - start < args.seconds:
             run()
             count += 1
         each = (time.perf_counter() - start) / count
     rows = sorted(found.key_averages(), key=lambda row: row.self_cpu_time_total, reverse=True)
     whole = sum(row.self_cpu_time_total for row in rows) or 1.0
-    lines = [f"{'self CPU':>10}{'share':>8}{'calls a run':>13}  operator"]
+    lines = [f"{'self':>10}{'share':>8}{'calls a run':>13}  operator"]
     lines += [
         f"{row.self_cpu_time_total / 1e3 / count:>7.2f} ms{100 * row.self_cpu_time_total / whole:>6.1f} %"
         f"{row.count / count:>13.1f}  {row.key[:70]}"
-        for row in rows[:top]
+        for row in rows[: args.top]
     ]
     return count, each, "\n".join(lines)
 
@@ -426,7 +427,7 @@ def profile_hot(args: argparse.Namespace) -> str:
             hot = HOT_PATHS[name](args, Path(folder))
             hot.run()  # imports, caches and threads come up
             profiled = torch_profile if hot.torch else python_profile
-            count, each, lines = profiled(hot.run, args.seconds, args.top)
+            count, each, lines = profiled(hot.run, args)
         parts.append(f"== {name}: {hot.what}; {count} runs, {each:.4g} s each under the profiler\n{lines}")
     return "\n\n".join(parts)
 
@@ -442,6 +443,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the stages' figures to this file too")
     parser.add_argument("--hot", nargs="*", choices=HOT, metavar="PATH", help=f"profile {', '.join(HOT)}")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each hot path")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="of cProfile; cpu on a busy machine"
+    )
     parser.add_argument("--top", type=int, default=15, help="lines of each hot path")
     parser.add_argument("--lots", type=int, default=8, help="of 25 wafers")
     parser.add_argument("--model", default="T/8")
