@@ -17,6 +17,7 @@ rate to be predicted from and always runs. Prints a table on stderr and one JSON
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections import Counter
@@ -234,6 +235,7 @@ def kept_bytes(run: Callable[[], object]) -> int:
     return sum(sizes.values())
 
 
+@functools.cache
 def costs_of(
     task: Task, tokens: int, settings: Settings
 ) -> tuple[dict[str, Cost], dict[str, dict[str, int]]]:
