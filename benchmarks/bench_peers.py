@@ -386,7 +386,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--letter", default="T", choices=sorted({n[:-2] for n in SIZES}), help="width, as in T/8"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="evaluations of a sampling call")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="evaluations of a sampling call; of 4 or fewer none is masked"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--outline",
