@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ratios import Ratio, print_result
 
 CONTEXT = 66
 """Condition tokens of the default profile: 16 of the previous map, 8 of the log channels, 32 log lines, 10 ids."""
@@ -136,11 +137,12 @@ def main() -> None:
     for row in rows:
         row["speedup"] = round(row["steps_per_s"] / rows[0]["steps_per_s"], 3)
         row["efficiency"] = round(row["speedup"] * rows[0]["processes"] / row["processes"], 3)
-    print(
-        json.dumps(
-            {"model": args.model, "batch": args.batch, "threads": args.threads, "runs": rows}, indent=2
-        )
-    )
+    result = {"model": args.model, "batch": args.batch, "threads": args.threads, "runs": rows}
+    ratios = [
+        Ratio(f"steps/s of {row['processes']} processes / of {rows[0]['processes']}", row["speedup"])
+        for row in rows[1:]
+    ]
+    print_result(result, ratios)
     if counts == [1]:
         print("one device or core: nothing to compare with", file=sys.stderr)
 

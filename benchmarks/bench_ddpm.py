@@ -8,11 +8,11 @@ standard deviation over the seeds, and ratios to DDPM-1000 of the same seed (CPU
 """
 
 import argparse
-import json
 import time
 
 import numpy as np
 import torch
+from ratios import Ratio, print_result
 
 from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
@@ -77,7 +77,12 @@ def main() -> None:
                 continue
             ratio = np.array([run[figure] for run in found["ddpm1000"]]) / values
             out[f"ddpm1000_over_{name}_{figure}"] = round(float(np.median(ratio)), 4)
-    print(json.dumps(out, indent=2))
+    ratios = []
+    for steps in args.steps:
+        for figure, said in (("cpu_s", "CPU time"), ("frechet_embedding", "Frechet distance")):
+            value = float(str(out[f"ddpm1000_over_dpm{steps}_{figure}"]))
+            ratios.append(Ratio(f"{said} of sampling: DDPM-1000 / {steps} steps of DPM-Solver++", value))
+    print_result(out, ratios)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ of this process alone. Prints one JSON object.
 import argparse
 import contextlib
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from ratios import Ratio, print_result
 
 from ikddit.evaluation.fid.inception import InceptionFeatures
 from ikddit.evaluation.fid.rendering import render
@@ -119,7 +119,11 @@ def main() -> None:
         },
         "verdict": f"{ratio['ours']}x, aim {AIM}x, {'reached' if ratio['ours'] >= AIM else 'not reached'}",
     }
-    print(json.dumps(result, indent=2))
+    ratios = [
+        Ratio(f"Inception features: pytorch-fid / {label.replace('_', ', ')}", v)
+        for label, v in ratio.items()
+    ]
+    print_result(result, ratios)
 
 
 if __name__ == "__main__":

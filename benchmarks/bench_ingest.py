@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from ratios import Ratio, print_result
 
 
 def decode(path: Path) -> int:
@@ -155,7 +156,14 @@ def main() -> None:
         "peak_mib_at_4x": round(peak_large, 1),
         "memory_ratio": round(peak_large / peak_small, 3),
     }
-    print(json.dumps(result, indent=2))
+    print_result(
+        result,
+        [
+            Ratio("ingest, wall: bare decoding of the same files / ingest", float(result["speed_ratio"])),
+            Ratio("ingest, CPU: bare decoding of the same files / ingest", float(result["cpu_ratio"])),
+            Ratio("ingest, peak memory: four times the wafers / once", float(result["memory_ratio"])),
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -10,88 +10,45 @@ of this process alone. Prints one JSON object.
 """
 
 import argparse
-import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
+from common import (
+    Runs,
+    add_torch_options,
+    clock_of,
+    made_data,
+    made_model,
+    median,
+    ratio,
+    sampling_runs,
+    training_params,
+    training_run,
+)
+from ratios import Ratio, print_result
 
 from ikddit.diffusion.guidance import Guidance
-from ikddit.diffusion.model import ModelConfig, OverlayModel
-from ikddit.diffusion.plan import SamplingPlan, draw_order
-from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
+from ikddit.diffusion.plan import SamplingPlan
 from ikddit.evaluation.timing import interleaved, peak_memory
-from ikddit.networks.mean import MeanConfig
 from ikddit.networks.sizes import SIZES
-from ikddit.params import parse_params
-from ikddit.training.loop import Trainer, TrainingData
 
 MODELS = {"T/8": 64, "T/4": 256, "T/2": 1024}
 AIMS = {"training_256": 1.3, "training_1024": 1.6, "masked": 1.4, "masked_vs_guided": 2.0, "ddpm": 50.0}
 TRAIN_BATCH = {64: 32, 256: 8, 1024: 2}
 SAMPLE_BATCH = {64: 16, 256: 4, 1024: 1}
-CONTEXT = 66
-"""Condition tokens: 16 of the previous map, 8 of the log channels, 32 log lines, 10 ids."""
-DIM = 128
 STEPS = 20
-
-
-def made_model(name: str, precision: str) -> OverlayModel:
-    """An untrained model of the default profile's shape."""
-    ids = (8,) * 10
-    config = ModelConfig(
-        model=name,
-        embedding=EmbeddingConfig(DIM, ids, 20, 30, 6),
-        mean=MeanConfig("none", ids, 20, 30, 5, 5, 0, (), 4.6875),
-        sigma_nm=2.0,
-        sigma_data=0.5,
-        modes=64,
-        sigma_min=0.02,
-        sigma_max=40.0,
-        mask_ratio=0.5,
-        max_lines=32,
-        precision=precision,
-    )
-    torch.manual_seed(0)
-    return OverlayModel(config)
-
-
-def made_condition(wafers: int) -> ConditionTokens:
-    pad = torch.zeros(wafers, CONTEXT, dtype=torch.bool)
-    return ConditionTokens(torch.randn(wafers, CONTEXT, DIM), pad, torch.randn(wafers, 3 * DIM))
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    return round(float(np.median(np.array(slow) / np.array(fast))), 3)
-
-
-def median(values: list[float]) -> float:
-    return round(float(np.median(values)), 4)
 
 
 def bench_training(name: str, tokens: int, settings: argparse.Namespace) -> dict[str, float]:
     """A whole step (student, teacher, discriminator, optimisers) and one of the student alone."""
     batch = TRAIN_BATCH[tokens]
-    data = TrainingData(
-        0.5 * torch.randn(4 * batch, 2, 64, 64).half(),
-        torch.ones(4 * batch, 1, 64, 64, dtype=torch.uint8),
-        made_condition(4 * batch),
-    )
-    runs: dict[str, Callable[[], object]] = {}
+    data = made_data(4 * batch)
+    runs: Runs = {}
     for discriminator in ("implicit", "none"):
         for mask in (0.0, 0.5):
-            section = {
-                "steps": 10_000,
-                "batch": batch,
-                "discriminator": discriminator,
-                "precision": settings.precision,
-                "device": "cpu",
-            }
-            params = parse_params({"mask_ratio": mask, "train": section})
-            trainer = Trainer(made_model(name, settings.precision), params, torch.device("cpu"))
-            runs[f"{discriminator}_{mask}"] = lambda trainer=trainer: trainer.train_step(data)
+            params = training_params(batch, settings.precision, "cpu", mask, discriminator)
+            _, run = training_run(made_model(name, settings.precision), params, data)
+            runs[f"{discriminator}_{mask}"] = run
     seconds = interleaved(runs, 1, settings.repeats, f"train {name}", settings.now)
     return {
         "batch": batch,
@@ -100,26 +57,6 @@ def bench_training(name: str, tokens: int, settings: argparse.Namespace) -> dict
         "speedup": ratio(seconds["implicit_0.0"], seconds["implicit_0.5"]),
         "speedup_without_teacher_and_discriminator": ratio(seconds["none_0.0"], seconds["none_0.5"]),
     }
-
-
-def sampling_runs(
-    model: OverlayModel, batch: int, plans: dict[str, SamplingPlan]
-) -> dict[str, Callable[[], object]]:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(batch, 2, 64, 64, generator=generator)
-    order = draw_order(batch, model.student.encoder.groups, generator)
-    tokens = made_condition(batch)
-
-    def run(plan: SamplingPlan) -> Callable[[], object]:
-        @torch.inference_mode()
-        def once() -> object:
-            with model.autocast():
-                cache = model.student.encoder.cache(tokens)
-            return model.sample_residual(noise, cache, plan, order, [generator] * batch)
-
-        return once
-
-    return {name: run(plan) for name, plan in plans.items()}
 
 
 def bench_sampling(name: str, tokens: int, steps: int, settings: argparse.Namespace) -> dict[str, float]:
@@ -195,6 +132,23 @@ def verdict(training: dict[str, dict[str, float]], sampling: dict[str, dict[str,
     return lines
 
 
+def ratios_of(
+    training: dict[str, dict[str, float]], sampling: dict[str, dict[str, float]], ddpm: dict[str, float]
+) -> list[Ratio]:
+    """The figures that can be read alone."""
+    ratios = [
+        Ratio(f"training step, {tokens} tokens: nothing masked / half masked", figures["speedup"])
+        for tokens, figures in training.items()
+    ]
+    for key, figures in sampling.items():
+        ratios.append(Ratio(f"sampling, {key}: full / masked", figures["masked_speedup"]))
+        ratios.append(
+            Ratio(f"sampling, {key}: guided at every step / masked", figures["masked_vs_cfg_everywhere"])
+        )
+    ratios.append(Ratio(f"sampling: DDPM-1000 / {STEPS} steps", ddpm["full_vs_ddpm1000"]))
+    return ratios
+
+
 def _reached(found: float, aim: float) -> str:
     return "reached" if found >= aim else "not reached" if found > 1 else "does not pay"
 
@@ -202,15 +156,11 @@ def _reached(found: float, aim: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves torch's choice")
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    add_torch_options(parser)
     args = parser.parse_args()
-    args.now = {"wall": time.perf_counter, "cpu": time.process_time}[args.clock]
+    args.now = clock_of(args.clock)
     if args.threads:
         torch.set_num_threads(args.threads)
-    for name in MODELS:
-        SIZES.setdefault(name, replace(SIZES["T/8"], patch=int(name.split("/")[1])))
     training = {str(tokens): bench_training(name, tokens, args) for name, tokens in MODELS.items()}
     sampling = {
         f"{tokens} tokens, {STEPS} steps": bench_sampling(name, tokens, STEPS, args)
@@ -236,7 +186,7 @@ def main() -> None:
         "verdict": lines,
         **peak_memory(torch.device("cpu")),
     }
-    print(json.dumps(result, indent=2))
+    print_result(result, ratios_of(training, sampling, ddpm))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Patches off the wafer: one forward pass that drops them, against masking their keys and against keeping them.
 
-Prints the median over rounds of the ratio within a round (the three ways take turns in one process), for 64, 256 and
-1,024 patches and both precisions. Weights are random; the corners are the same for every wafer of a batch.
+Ratios are the median over rounds of the ratio within a round (the three ways take turns in one process), for 64, 256
+and 1,024 patches and both precisions. Weights are random; the corners are the same for every wafer of a batch. Prints
+one JSON object.
 """
 
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from ratios import Ratio, print_result
 
 from ikddit.embedding.encoders import ConditionTokens
 from ikddit.networks.student import Student
@@ -40,8 +42,8 @@ def passes(name: str, batch: int) -> tuple[dict[str, Callable[[], object]], dict
 
 
 def main() -> None:
-    """Print one line for each size and precision."""
-    print(f"threads {torch.get_num_threads()}, {ROUNDS} rounds, median")
+    rows: list[dict[str, float | str]] = []
+    ratios = []
     with torch.no_grad():
         for name, batch in CASES:
             ways, tokens = passes(name, batch)
@@ -55,11 +57,23 @@ def main() -> None:
                             if number >= WARMUP:
                                 seconds[way].append(time.perf_counter() - start)
                 keep = np.array(seconds["keep"])
-                ratio = {way: float(np.median(np.array(values) / keep)) for way, values in seconds.items()}
-                print(
-                    f"{name} {precision} batch {batch}: tokens {tokens['keep']} -> {tokens['drop']}; keep "
-                    f"{1e3 * np.median(keep):.0f} ms, mask/keep {ratio['mask']:.2f}, drop/keep {ratio['drop']:.2f}"
+                share = {way: float(np.median(np.array(values) / keep)) for way, values in seconds.items()}
+                rows.append(
+                    {
+                        "model": name,
+                        "precision": precision,
+                        "batch": batch,
+                        "tokens_keep": tokens["keep"],
+                        "tokens_drop": tokens["drop"],
+                        "keep_ms": round(1e3 * float(np.median(keep)), 1),
+                        "mask_over_keep": round(share["mask"], 3),
+                        "drop_over_keep": round(share["drop"], 3),
+                    }
                 )
+                what = f"forward pass, {tokens['keep']} patches, {precision}: all / those on the wafer"
+                ratios.append(Ratio(what, round(float(np.median(keep / np.array(seconds["drop"]))), 3)))
+    result = {"device": "cpu", "threads": torch.get_num_threads(), "rounds": ROUNDS, "rows": rows}
+    print_result(result, ratios)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ratios import Ratio, print_result
 
 STAGES = ("ingest", "validate", "prepare")
 SHARES = (0.25, 0.5, 1.0)
@@ -213,7 +214,15 @@ def main() -> None:
                 "take fewer --wafers or another --folder"
             )
         result = bench(Path(folder), lots, args.workers, args.engine)
-    print(json.dumps(result, indent=2))
+    ratios = [
+        Ratio(f"{stage}: {what} at 4 x the wafers / {expected}", found[f"{name}_ratio"])
+        for stage, found in result["growth"].items()
+        for name, what, expected in (
+            ("time", "time", "4 x the time"),
+            ("memory", "peak memory", "peak memory"),
+        )
+    ]
+    print_result(result, ratios)
 
 
 if __name__ == "__main__":

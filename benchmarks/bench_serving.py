@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from ratios import Ratio, print_result
 
 
 def made_record(number: int) -> dict[str, Any]:
@@ -126,7 +127,14 @@ def main() -> None:
             if process:
                 row["cpu_ms_per_wafer"] = round(1000 * (cpu_s(process) - cpu_before) / answered, 1)
             rows.append({"wafers": wafers, "clients": clients, **row})
-    print(json.dumps({"n": args.n, "steps": args.steps, "cpus": os.cpu_count(), "rows": rows}, indent=2))
+    few, many = min(args.clients), max(args.clients)
+    rate = {(row["wafers"], row["clients"]): row["wafers_per_s"] for row in rows}
+    ratios = [
+        Ratio(f"serving, wafers/s at {w} a request: {many} clients / {few}", rate[w, many] / rate[w, few])
+        for w in args.wafers
+        if many > few and rate[w, few]
+    ]
+    print_result({"n": args.n, "steps": args.steps, "cpus": os.cpu_count(), "rows": rows}, ratios)
 
 
 if __name__ == "__main__":

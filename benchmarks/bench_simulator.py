@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from ratios import Ratio, print_result
 
 from ikddit.params import SimulateParams
 from ikddit.simulator.constants import WAFERS_PER_LOT, Fab
@@ -115,7 +116,16 @@ def main() -> None:
         "write_ratio": round(best["bare"] / best["write"], 3),
         "write_cpu_ratio": round(cpu["bare"] / cpu["write"], 3),
     }
-    print(json.dumps(result, indent=2))
+    print_result(
+        result,
+        [
+            Ratio(f"simulator, drawing: 1 worker / {args.workers} workers", result["draw_scaling"]),
+            Ratio("simulator, wall: bare encoding of the same files / draw and write", result["write_ratio"]),
+            Ratio(
+                "simulator, CPU: bare encoding of the same files / draw and write", result["write_cpu_ratio"]
+            ),
+        ],
+    )
 
 
 if __name__ == "__main__":
