@@ -45,7 +45,7 @@ def test_cut_dvc_lock_is_mended_and_nothing_runs_again(house: House) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "moment", "most_s"),
-    [("ingest", "in", 2.0), ("embed", "after", 0.4), ("prepare", "before", 2.0), ("baselines", "in", 3.0)],
+    [("ingest", "in", 2.0), ("embed", "after", 0.4), ("prepare", "before", 2.0)],
 )
 def test_killed_run_leaves_nothing_half_and_the_next_one_finishes(
     stage: str, moment: str, most_s: float, house: House
