@@ -9,8 +9,8 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow ablate test test-fast check ui services schedule models plots card demo-retrain bench \
-	sbom audit fuzz clean
+.PHONY: help install repro flow ablate test test-fast faults fuzz check ui services schedule models plots card \
+	demo-retrain bench sbom audit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -36,13 +36,16 @@ ablate: $(STAMP) ## run the sweeps of pipelines/ablations.yaml; SWEEPS="mask" na
 	python -m pipelines.ablate $(SWEEPS) --jobs $(or $(JOBS),1)
 
 # Two workers share the cores: threads of their own would only wait for one another.
-test test-fast: export OMP_NUM_THREADS = 1
+test test-fast faults: export OMP_NUM_THREADS = 1
 
 test: $(STAMP) ## run the tests
 	pytest -n 2 --dist loadgroup
 
 test-fast: $(STAMP) ## run the tests that start no DVC, MLflow server or Prefect
 	pytest -n 2 --dist loadgroup -m "not pipeline"
+
+faults: $(STAMP) ## kill -9 the pipeline KILLS (100) times at random moments and see it come out the same (hours)
+	python tests/faults/kill_anywhere.py --kills $(or $(KILLS),100)
 
 check: $(STAMP) ## ruff, mypy, import-linter
 	ruff check .

@@ -13,6 +13,7 @@ import psutil
 from ikddit.atomic import read_json, write_json
 from pipelines.clones import remove_dead_clones
 from pipelines.deliveries import RAW
+from pipelines.mend import mend
 from pipelines.process import CommandError, dvc_command, git, run_command
 
 CHILD = ".ikddit/retrain/child.json"
@@ -98,6 +99,7 @@ def clean_up(root: Path, say: Callable[[str], object]) -> None:
                     process.kill()
             psutil.wait_procs(left, timeout=10)
         (root / CHILD).unlink(missing_ok=True)
+    mend(root, say)
     for clone in remove_dead_clones(root, spare_s=0.0):
         say(f"removed the clone of a dead experiment: {clone}")
     if git(root, "ls-files", "--", DVC_FILE) and staged_only(root):

@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import State
 from ikddit.checkout import checkout_root
 from ikddit.params import load_params
 from ikddit.registry.result import numbers
+from pipelines.mend import mend
 from pipelines.process import CommandError, dvc_command, run_command
 
 REPORTS = {"": "reports/evaluation/metrics.json", "timing": "reports/timing.json"}
@@ -59,6 +60,7 @@ def reproduce(root: Path | None = None, force: bool = False) -> dict[str, Any]:
     """
     root = (root or checkout_root()).resolve()
     load_params(root / "params.yaml")
+    mend(root, get_run_logger().warning)
     done: dict[str, State[None]] = {}
     for name, needs in read_stages(root).items():
         # One by one in this thread: DVC locks the checkout, and a cancelled flow must reach its stage.

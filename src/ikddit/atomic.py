@@ -1,51 +1,111 @@
-"""Files and folders that appear whole or not at all (write beside, flush, rename)."""
+"""Files and folders that appear whole or not at all (write beside, flush, rename).
 
+What a killed writer left goes with the next writer of the same path.
+"""
+
+import errno
+import fcntl
+import glob
+import itertools
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ikddit.errors import IkdditError
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space on that disk (`df -h` shows it)",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
+    errno.EROFS: "make that file system writable, or work in a checkout that is",
+    errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
+}
+"""Refusals of the machine that say nothing about the program, and the way out of each."""
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+_PROBE = bytes(64 * 1024)
+
+
+class StorageError(IkdditError):
+    """A file or folder cannot be written: full, read-only or closed to this user; nothing half-written is left.
+
+    Args:
+        path: what was to be written.
+        number: errno of the refusal, one of those with a remedy.
+
+    >>> str(StorageError(Path("data/records"), errno.EROFS)).partition("; ")[0]
+    'data/records: Read-only file system'
+    """
+
+    def __init__(self, path: Path, number: int) -> None:
+        said = storage_message(path, number)
+        super().__init__(f"{said}, then run the same command again; nothing half-written is left")
+        self.path = path
+        self.number = number
+
+    def __reduce__(self) -> tuple[type["StorageError"], tuple[Path, int]]:
+        return StorageError, (self.path, self.number)  # worker processes raise it too
+
 
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
-    """Yield a scratch path beside `target`; on success it is fsynced and renamed to `target`.
+    """Yield an empty scratch file beside `target`; on success it is fsynced and renamed to `target`.
 
     On an exception the scratch file is removed and `target` keeps what it had.
+
+    Raises:
+        StorageError: the machine refuses the write.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".{target.name}.{os.getpid()}.part"
-    try:
-        yield scratch
-        with scratch.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with _explained(target), _claimed_file(target) as scratch:
+        try:
+            yield scratch
+            with scratch.open("rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(scratch, target)
+        except Exception as error:
+            _refuse(target, scratch, error)  # while the scratch still takes the place that is missing
+            raise
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_dir(target: Path | str) -> Iterator[Path]:
-    """Yield an empty scratch folder beside `target`; on success it replaces `target` as a whole."""
+    """Yield an empty scratch folder beside `target`; on success it replaces `target` as a whole.
+
+    On an exception the scratch folder is removed and `target` keeps what it had.
+
+    Raises:
+        StorageError: the machine refuses the write.
+    """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    scratch.chmod(0o755)
-    try:
-        yield scratch
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old / "was")
-            os.replace(scratch, target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _explained(target), _claimed_dir(target) as scratch:
+        old = scratch.with_suffix(".old")
+        try:
+            yield scratch
+            if target.exists():
+                os.replace(target, old)
+                try:
+                    os.replace(scratch, target)
+                except BaseException:
+                    os.replace(old, target)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(scratch, target)
+        except Exception as error:
+            _refuse(target, scratch, error)
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_text(target: Path | str, text: str) -> None:
@@ -62,3 +122,177 @@ def write_json(target: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Read JSON written by `write_json`."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+# Scratch names and their owners -------------------------------------------------------------------------
+#
+# A scratch is its owner's by a lock of the operating system, which goes with the process however that ends. So a dead
+# writer's scratch is told from a live one's, on any machine that shares the file system and its locks.
+
+
+@contextmanager
+def _claimed_file(target: Path) -> Iterator[Path]:
+    """Own one scratch file of `target`, empty, until the block ends.
+
+    Names are numbered from 0, so that what a killed writer left is taken over without listing the folder, which may
+    hold thousands of files.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        scratch = target.parent / f".{target.name}.{number}.part"
+        try:
+            handle = _open_file(scratch)
+        except PermissionError:
+            if scratch.exists():  # another user's
+                continue
+            raise
+        try:
+            locked = _lock(handle)
+            if locked and _is_at(handle, scratch):
+                os.truncate(handle, 0)
+                yield scratch
+                return
+        finally:
+            os.close(handle)
+        if locked is None:
+            break
+    # A file system without locks: named by process, and what a killed one leaves stays.
+    scratch = target.parent / f".{target.name}.{socket.gethostname()}-{os.getpid()}.part"
+    os.close(_open_file(scratch))
+    yield scratch
+
+
+@contextmanager
+def _claimed_dir(target: Path) -> Iterator[Path]:
+    """Own one scratch folder of `target` until the block ends; those of dead writers are removed.
+
+    Never the same name twice: a killed stage's worker processes may live on for a while, and write into the folder
+    they knew.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    while True:
+        scratch = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
+        scratch.mkdir()
+        try:
+            handle = _open_dir(scratch)
+        except FileNotFoundError:  # swept by another writer before it was locked
+            continue
+        try:
+            if _lock(handle) is not False and _is_at(handle, scratch):
+                yield scratch
+                return
+        finally:
+            os.close(handle)
+
+
+def _sweep(target: Path) -> None:
+    """Remove scratch folders of `target` whose writers are dead."""
+    name = glob.escape(target.name)
+    for old in target.parent.glob(f".{name}.*.old"):
+        if not old.with_suffix(".part").exists():  # else its owner is just putting the new one in its place
+            shutil.rmtree(old, ignore_errors=True)
+    for left in target.parent.glob(f".{name}.*.part"):
+        try:
+            handle = _open_dir(left)
+        except OSError:  # a scratch file, another user's, or gone
+            continue
+        try:
+            if _lock(handle):
+                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(left.with_suffix(".old"), ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _open_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
+
+def _open_dir(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def _lock(handle: int) -> bool | None:
+    """Whether it is ours now; None where the file system knows no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name: its owner may have renamed it just now."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+# Refusals in plain words --------------------------------------------------------------------------------
+
+
+def storage_message(path: Path | str, number: int | None) -> str | None:
+    """Say in one line what the machine refused and what to do; None if it is no refusal of a write.
+
+    >>> storage_message("data/records", errno.EROFS)
+    'data/records: Read-only file system; make that file system writable, or work in a checkout that is'
+    """
+    if number is None or (remedy := _REMEDIES.get(number)) is None:
+        return None
+    return f"{path}: {os.strerror(number)}; {remedy}"
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Turn a refusal while the scratch is made into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        _refuse(target, None, error)
+        raise
+
+
+def _refuse(target: Path, scratch: Path | None, error: Exception) -> None:
+    """Raise a `StorageError` of `target` if the machine refused to write it; else do nothing."""
+    number = None
+    if isinstance(error, StorageError):
+        if scratch is not None and error.path.is_relative_to(scratch):
+            number = error.number  # a file of this folder, whose scratch name means nothing to anybody
+    elif not isinstance(error, IkdditError) and not _of_another_file(target, scratch, error):
+        number = _refusal(error) or (_probe(scratch) if scratch is not None else None)
+    if number in _REMEDIES:
+        raise StorageError(target, number) from error
+
+
+def _refusal(error: Exception) -> int | None:
+    """Errno that an exception tells of, in its own field or as Rust libraries do (`... (os error 28)`)."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUST_ERRNO.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _of_another_file(target: Path, scratch: Path | None, error: Exception) -> bool:
+    """Whether an `OSError` names a file that is no part of writing `target`."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, str | os.PathLike):
+        return False
+    named = Path(os.fspath(error.filename))
+    within = scratch is not None and named.is_relative_to(scratch)
+    return not (within or named.parent == target.parent or target.is_relative_to(named))
+
+
+def _probe(scratch: Path) -> int | None:
+    """Errno of a small write into the scratch, None if it succeeds: torch says only that its own write failed."""
+    probe = scratch / ".probe" if scratch.is_dir() else scratch
+    try:
+        with probe.open("ab") as handle:
+            handle.write(_PROBE)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        return error.errno
+    return None

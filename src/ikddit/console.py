@@ -4,8 +4,10 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
 from typing import TypeVar
 
+from ikddit.atomic import storage_message
 from ikddit.errors import IkdditError, without_passwords
 
 T = TypeVar("T")
@@ -71,12 +73,21 @@ def progress(
 
 
 def run_plainly(main: Callable[[], None]) -> None:
-    """Run a stage's `main`: log lines on, and an `IkdditError` ends as one message and exit code 1."""
+    """Run a stage's `main` with log lines on; an `IkdditError` ends as one message and exit code 1.
+
+    So does what the machine refuses to write (disk full, read-only, no permission).
+    """
     configure_logging()
     start = time.monotonic()
     try:
         main()
     except IkdditError as error:
         log.error("%s: %s", type(error).__name__, error)
+        raise SystemExit(1) from None
+    except OSError as error:  # a write that did not go through `ikddit.atomic`
+        said = storage_message(error.filename or Path.cwd(), error.errno)
+        if said is None:
+            raise
+        log.error("StorageError: %s", said)
         raise SystemExit(1) from None
     log.info("done in %.1f s", time.monotonic() - start)

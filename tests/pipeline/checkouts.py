@@ -1,6 +1,7 @@
 """Checkouts to try things in, and commands run in them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+OWN_SETTINGS = ("PREFECT_", "MLFLOW_", "DVC_")
+
+
+def clean_environment() -> dict[str, str]:
+    """What a person's shell holds, without settings of the tools under test; this Python first in PATH."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN_SETTINGS)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    quiet = {"DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | quiet
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -57,6 +71,26 @@ def copy_checkout(folder: Path) -> Path:
     from pipelines.scratch import copy_project
 
     return copy_project(folder, Path(__file__).with_name("tiny.yaml"))
+
+
+_finished: dict[Path, tuple[Path, Path]] = {}
+
+
+def finished_checkout(factory: pytest.TempPathFactory, env: dict[str, str]) -> tuple[Path, Path]:
+    """A checkout in which `dvc repro` has run, once per session, and a copy of it.
+
+    Returns:
+        The checkout, which tests may go on with; the copy, for those that need it as it was. The copy's registry
+        points to the files of the checkout.
+    """
+    base = factory.getbasetemp()
+    if base not in _finished:
+        folder = copy_checkout(factory.mktemp("checkout"))
+        run(folder, env, "dvc", "repro", timeout_s=900)
+        copy = factory.mktemp("finished") / "checkout"
+        shutil.copytree(folder, copy, symlinks=True)
+        _finished[base] = (folder, copy)
+    return _finished[base]
 
 
 def make_toy_checkout(folder: Path) -> Path:

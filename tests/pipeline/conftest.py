@@ -1,14 +1,12 @@
 """Real DVC, MLflow and Prefect processes; all of them in one xdist group, since they fill the machine."""
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
-from checkouts import ROOT, make_toy_checkout
+from checkouts import ROOT, clean_environment, make_toy_checkout
 
 sys.path.insert(0, str(ROOT))  # `pipelines` is not part of the installed package
-OWN_SETTINGS = ("PREFECT_", "MLFLOW_", "DVC_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,11 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def clean_env() -> dict[str, str]:
-    """What a person's shell holds, without settings of the tools under test; this Python first in PATH."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN_SETTINGS)}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    quiet = {"DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | quiet
+    return clean_environment()
 
 
 @pytest.fixture

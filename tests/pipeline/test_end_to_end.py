@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from checkouts import background, copy_checkout, free_port, git, run, wait_until
+from checkouts import background, finished_checkout, free_port, git, run, wait_until
 
 Env = dict[str, str]
 
@@ -18,8 +18,7 @@ Env = dict[str, str]
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, clean_env: Env) -> Path:
     """A checkout in which `dvc repro` has run, with its metrics committed."""
-    folder = copy_checkout(tmp_path_factory.mktemp("checkout"))
-    run(folder, clean_env, "dvc", "repro", timeout_s=900)
+    folder, _ = finished_checkout(tmp_path_factory, clean_env)
     git(folder, "add", "--all")
     git(folder, "commit", "-qm", "first result")
     return folder
