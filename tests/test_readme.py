@@ -103,23 +103,60 @@ def test_distances_are_those_of_fid_json(label, name, digits):
     assert cells(label) == [f"{value:.{digits}f}" for value in pair]
 
 
-def test_mask_ratios_are_those_of_the_committed_table():
-    rows = list(csv.DictReader(io.StringIO(committed("reports/ablations/mask.csv"))))
-    words = " ".join(README.split())
-    for dense, text in (("True", "({}, {}, {}, {} nm at 0, 25, 50, 70 %)"), ("False", "({}, {}, {}, {} nm)")):
-        means = [
-            statistics.fmean(
-                float(row["rmse_nm"])
-                for row in rows
-                if row["train.dense_path"] == dense and float(row["mask_ratio"]) == ratio
-            )
-            for ratio in (0.0, 0.25, 0.5, 0.7)
+def table(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(committed(f"reports/ablations/{name}.csv"))))
+
+
+@pytest.mark.parametrize(
+    ("label", "dense", "metric", "digits"),
+    [
+        ("RMSE nm, with the dense path", "True", "rmse_nm", 2),
+        ("RMSE nm, without it", "False", "rmse_nm", 2),
+        ("training, CPU s, with it", "True", "train.cpu_seconds", 0),
+        ("training, CPU s, without it", "False", "train.cpu_seconds", 0),
+    ],
+)
+def test_mask_ratios_are_those_of_the_committed_table(label: str, dense: str, metric: str, digits: int):
+    shown = []
+    for ratio in (0.0, 0.25, 0.5, 0.7):
+        values = [
+            float(row[metric])
+            for row in table("mask")
+            if row["train.dense_path"] == dense and float(row["mask_ratio"]) == ratio
         ]
-        assert text.format(*(f"{mean:.2f}" for mean in means)) in words
+        shown.append(f"{statistics.fmean(values):.{digits}f} +- {statistics.stdev(values):.{digits}f}")
+    assert cells(label) == shown
+
+
+def test_seeds_of_the_mask_ratios_are_counted():
+    seeds = {row["seed"] for row in table("mask")}
+    assert f"{ {2: 'two', 3: 'three'}[len(seeds)] } seeds, mean +- sd; paper-like base" in " ".join(
+        README.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "rows"),
+    [
+        ("none / linear / learned {} / {} / {}", "mean", ["none", "linear", "learned"]),
+        ("`lambda2` 0 / 0.01 / 0.1 gives {} / {} / {}", "lambda", ["0.1-0.0-", "0.1-0.01-", "0.1-0.1-"]),
+        (
+            "implicit {}, cosine {}, prototype {}, none {}",
+            "discriminator",
+            ["implicit", "cosine", "prototype", "none"],
+        ),
+        ("contrastive pre-training {}, without {}", "condition", ["true-true", "true-false"]),
+        ("gated cross-attention on {}, off {}", "condition", ["true-true", "false-true"]),
+    ],
+)
+def test_other_sweeps_are_those_of_the_committed_tables(text: str, name: str, rows: list[str]):
+    found = {row["run"]: float(row["rmse_nm"]) for row in table(name)}
+    shown = [next(v for run, v in found.items() if run.startswith(f"{name}-{row}")) for row in rows]
+    assert text.format(*(f"{value:.2f}" for value in shown)) in " ".join(README.split())
 
 
 def test_seeds_are_those_of_the_committed_table():
-    rows = list(csv.DictReader(io.StringIO(committed("reports/ablations/seeds.csv"))))
+    rows = table("seeds")
     assert [row["seed"] for row in rows] == ["0", "1", "2"]
     words = " ".join(README.split())
     for text, name in (
