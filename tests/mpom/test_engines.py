@@ -47,7 +47,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, C
     """A running scheduler with a worker, in another working folder; its address, and what kills the worker."""
     folder = tmp_path_factory.mktemp("elsewhere")
     where = folder / "scheduler.json"
-    options = ["--scheduler-file", str(where), "--no-dashboard", "--host", "127.0.0.1"]
+    options = ["--scheduler-file", str(where), "--dashboard-address", "127.0.0.1:0", "--host", "127.0.0.1"]
     commands = {
         "scheduler": [*options, "--port", "0"],
         "worker": [*options, "--nthreads", "1", "--no-nanny", "--local-directory", str(folder)],
@@ -168,13 +168,12 @@ def test_a_scheduler_that_nobody_hears_and_a_missing_package_are_named(
 
 
 def test_nobody_else_reaches_a_cluster_of_this_machine() -> None:
-    from distributed import Client
-
+    me = psutil.Process()
+    others = set(me.children(recursive=True))  # the running scheduler of this file
     with engines._connected(None, 1) as cluster:
-        me = psutil.Process()
         listening = [
             c.laddr.ip
-            for process in (me, *me.children(recursive=True))
+            for process in {me, *me.children(recursive=True)} - others
             for c in process.net_connections("inet")
             if c.status == psutil.CONN_LISTEN
         ]
@@ -182,9 +181,7 @@ def test_nobody_else_reaches_a_cluster_of_this_machine() -> None:
         assert set(listening) == {"127.0.0.1"}
         address = cluster._client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
-        with pytest.raises(OSError, match=r"Timed out|reset by peer|closed"):
-            Client(address.replace("tls", "tcp"), timeout=1)
-        # Nor who speaks TLS, believes any certificate and has none of this run.
+        # Who speaks TLS and believes any certificate, but has none of this run.
         stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
         host, _, port = address.removeprefix("tls://").partition(":")
