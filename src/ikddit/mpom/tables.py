@@ -145,7 +145,7 @@ def _plain_errors(file: str) -> Iterator[None]:
     """Turn what Arrow and the system raise into an `InputError`."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a Parquet column's name
         number = error.errno if isinstance(error, OSError) else None
         if number is not None:
             reason = f"not readable: {os.strerror(number)}"
