@@ -207,6 +207,11 @@ def test_fingerprint_follows_content_not_place(workspace: Path, tmp_path: Path) 
     assert fingerprint(model, METRICS | {"rmse_nm": 1.26}, settings) != base
     assert fingerprint(model, METRICS, settings | {"mask_ratio": 0.7}) != base
     assert fingerprint(model, METRICS, settings | {"register": {"alias": "x"}}) == base
+    ingest = {"engine": "dask", "workers": 4, "image_size": 64}
+    same = [fingerprint(model, METRICS, settings | {"ingest": ingest | {"workers": n}}) for n in (1, 2)]
+    assert same[0] == same[1]
+    other = fingerprint(model, METRICS, settings | {"ingest": ingest | {"image_size": 128}})
+    assert other != same[0]
     write_json(copy / "config.json", {"model": "S/8"})
     assert fingerprint(copy, METRICS, settings) != base
 

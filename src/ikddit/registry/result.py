@@ -38,6 +38,8 @@ TIMES = ("masked.speedup",)
 """Metrics that are measured times."""
 NOT_OF_THE_MODEL = ("register", "timing", "fid", "retrain", "control", "schedule")
 """Sections of params.yaml that change neither the model nor its metrics."""
+HOW_INGEST_RUNS = ("engine", "scheduler", "workers")
+"""Keys of section `ingest` that change no byte of the records."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def fingerprint(model: Path, metrics: Any, settings: Mapping[str, Any]) -> str:
         if path.is_file()
     }
     kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_MODEL}
+    if isinstance(ingest := kept.get("ingest"), Mapping):
+        kept["ingest"] = {name: value for name, value in ingest.items() if name not in HOW_INGEST_RUNS}
     # a measured speed differs from run to run; what follows from it (`served`) is part of the result
     timeless = {name: value for name, value in flatten(metrics) if name not in TIMES}
     content = json.dumps({"files": files, "metrics": timeless, "params": kept}, sort_keys=True)
