@@ -307,7 +307,9 @@ def test_an_unreadable_table_is_one_quarantined_item(tmp_path, run_ingest, name,
 def test_a_parquet_column_whose_name_is_not_utf8_costs_its_table_only(tmp_path, run_ingest):
     good = marks("W1", 1).head(12)
     write(tmp_path / "raw", {"good.csv": good.to_csv(index=False).encode()})
-    table = pa.Table.from_pandas(good.assign(barcode="W2"), preserve_index=False).replace_schema_metadata(None)
+    table = pa.Table.from_pandas(good.assign(barcode="W2"), preserve_index=False).replace_schema_metadata(
+        None
+    )
     path = tmp_path / "raw" / "a.parquet"
     pq.write_table(table, path, store_schema=False)
     path.write_bytes(path.read_bytes().replace(b"ovl_y_nm", b"ovl_y_n\xff"))
