@@ -90,10 +90,11 @@ sbom: $(TOOLS)/.installed ## write sbom.json, a CycloneDX list of all installed 
 audit: $(TOOLS)/.installed ## ask for known vulnerabilities of them (needs api.osv.dev; SERVICE=pypi asks pypi.org)
 	python -m pipelines.inventory audit --tools $(TOOLS)/bin --service $(or $(SERVICE),osv)
 
-# The engine that is guided by coverage comes from the tools; all else is the environment's own.
-fuzz: $(TOOLS)/.installed ## feed hostile input to every reader; CASES=100000, SEED=0; findings lie in .ikddit/fuzz
+# The engine that is guided by coverage lies apart, and the run says so where it cannot be had.
+fuzz: $(STAMP) ## feed hostile input to every reader; CASES=100000, SEED=0; findings lie in .ikddit/fuzz
+	-$(VENV)/bin/python -m pip install --quiet --target $(TOOLS)-fuzz --upgrade -r constraints-fuzz.txt
 	OMP_NUM_THREADS=1 python tests/fuzz/run.py --cases $(or $(CASES),100000) --seed $(or $(SEED),0) \
-		--tools $$($(TOOLS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+		--tools $(CURDIR)/$(TOOLS)-fuzz
 
 clean: ## remove the virtual environment and caches (data, models and the MLflow store stay)
-	rm -rf $(VENV) $(TOOLS) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) $(TOOLS)-fuzz .mypy_cache .pytest_cache .ruff_cache
