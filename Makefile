@@ -93,7 +93,7 @@ audit: $(TOOLS)/.installed ## ask for known vulnerabilities of them (needs api.o
 # The engine that is guided by coverage lies apart, and the run says so where it cannot be had.
 fuzz: $(STAMP) ## feed hostile input to every reader; CASES=100000, SEED=0; findings lie in .ikddit/fuzz
 	-$(VENV)/bin/python -m pip install --quiet --target $(TOOLS)-fuzz --upgrade -r constraints-fuzz.txt
-	OMP_NUM_THREADS=1 python tests/fuzz/run.py --cases $(or $(CASES),100000) --seed $(or $(SEED),0) \
+	OMP_NUM_THREADS=1 python tests/fuzz/fuzz_readers.py --cases $(or $(CASES),100000) --seed $(or $(SEED),0) \
 		--tools $(CURDIR)/$(TOOLS)-fuzz
 
 clean: ## remove the virtual environment and caches (data, models and the MLflow store stay)

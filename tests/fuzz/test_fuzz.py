@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from known import KNOWN, reason_of
-from run import Tally, run_target, targets
+from fuzz_readers import Tally, run_target, targets
 
 from ikddit.errors import InputError
 

@@ -268,6 +268,7 @@ def test_duplicate_name_in_a_zip_is_quarantined(tmp_path, run_ingest):
 @pytest.mark.parametrize(
     "data",
     [b"", b"PK\x03\x04 and nothing else", zip_of(item("000005"))[:-30], zip_of({}), zip_of({"a.txt": b""})],
+    ids=["empty", "signature", "cut", "no member", "no item"],  # a zip holds the time at which it was made
 )
 def test_zip_without_readable_items_is_one_quarantined_item(tmp_path, run_ingest, data):
     done = run_ingest(with_zip(tmp_path, data))

@@ -1,4 +1,4 @@
-"""Fuzz every reader of hostile input: `make fuzz CASES=100000`, or `python tests/fuzz/run.py --help`.
+"""Fuzz every reader of hostile input: `make fuzz CASES=100000`, or `python tests/fuzz/fuzz_readers.py --help`.
 
 Each target runs in processes of its own, so that a crash of native code costs one case. Two engines make the
 cases: seeded mutation of sound inputs (always; the same seed makes the same cases), and libFuzzer guided by the
