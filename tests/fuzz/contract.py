@@ -7,7 +7,7 @@
 - at most `GROWTH_MIB` MiB more resident memory than the sound inputs took; an allocation beyond `ADDRESS_MIB` fails;
 - nothing is written outside the case's own folder, no process or connection is started, no pickle is followed.
 
-Crashes of native code end the process; `run.py` looks after those.
+Crashes of native code end the process; `fuzz_readers.py` looks after those.
 """
 
 import os

@@ -6,11 +6,11 @@ from random import Random
 
 import pytest
 from contract import Checker, Target, require
+from fuzz_readers import Tally, run_target, targets
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from known import KNOWN, reason_of
-from fuzz_readers import Tally, run_target, targets
 
 from ikddit.errors import InputError
 
