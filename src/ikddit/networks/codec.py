@@ -46,6 +46,7 @@ class CodecConfig:
     def from_json(cls, values: dict[str, Any]) -> "CodecConfig":
         """Rebuild from `asdict` after a trip through JSON.
 
+        >>> from dataclasses import asdict
         >>> CodecConfig.from_json(asdict(CodecConfig())) == CodecConfig()
         True
         """
