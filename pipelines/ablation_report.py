@@ -171,12 +171,16 @@ def _panel(axes: "Axes", sweep: Sweep, rows: Sequence[Mapping[str, Any]], metric
 
 
 def read_rows(sweep: Sweep, path: Path) -> list[dict[str, Any]]:
-    """The rows of a table that was written; values of the axes as in the sweep's definition."""
+    """The rows of a table that was written; values of the axes as in the sweep's definition.
+
+    An axis that the definition had not when the table was written is empty.
+    """
     with path.open(newline="", encoding="utf-8") as handle:
         rows: list[dict[str, Any]] = list(csv.DictReader(handle))
     for row in rows:
         for axis, values in sweep.axes.items():
-            row[axis] = next((v for v in values if str(v) == row[axis]), row[axis])
+            found = row.get(axis, "")
+            row[axis] = next((v for v in values if str(v) == found), found)
     return rows
 
 

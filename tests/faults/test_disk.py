@@ -76,6 +76,7 @@ def test_full_disk_while_a_checkpoint_is_written(checkout: Path, env: Env) -> No
             )
         )
         models = listing(checkout / "models")
+        (checkout / CHECKPOINTS / "checkpoints").mkdir(parents=True, exist_ok=True)
         said = refused(full(checkout / CHECKPOINTS, 400), CHECKPOINTS, "train", checkout, env)
     finally:
         params.write_text(short)

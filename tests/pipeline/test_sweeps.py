@@ -141,6 +141,9 @@ def test_a_row_of_the_table_counts_while_the_code_is_the_same(repository: Path) 
     (repository / "src/a.py").write_text("two")
     committed(repository)
     assert recorded("mean", sweep, runs, repository) == {}
+    # a table of when the sweep had another axis
+    write_rows([{"run": "mean-1", "seed": 0}], repository / FOLDER / "mean.csv")
+    assert recorded("mean", sweep, runs, repository) == {}
 
 
 def test_the_commit_of_the_code_is_the_last_that_changed_it(repository: Path) -> None:
