@@ -13,6 +13,7 @@ sys.path[:0] = [
 from checkouts import clean_environment, finished_checkout  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:

@@ -9,6 +9,7 @@ from checkouts import ROOT, clean_environment, make_toy_checkout
 sys.path.insert(0, str(ROOT))  # `pipelines` is not part of the installed package
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
