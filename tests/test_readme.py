@@ -163,13 +163,14 @@ def test_seeds_are_those_of_the_committed_table():
     rows = table("seeds")
     assert [row["seed"] for row in rows] == ["0", "1", "2"]
     words = " ".join(README.split())
-    for text, name in (
-        ("point forecast", "rmse_nm"),
-        ("mean of samples", "ensemble_rmse_nm"),
-        ("CRPS", "crps_nm"),
+    for text, name, digits in (
+        ("point forecast", "rmse_nm", 3),
+        ("mean of samples", "ensemble_rmse_nm", 3),
+        ("CRPS", "crps_nm", 4),
     ):
         numbers = [float(row[name]) for row in rows]
-        assert f"{text} {statistics.fmean(numbers):.3f} +- {statistics.stdev(numbers):.3f} nm" in words
+        shown = f"{statistics.fmean(numbers):.{digits}f} +- {statistics.stdev(numbers):.{digits}f}"
+        assert f"{text} {shown} nm" in words
     for text, name in (("of marks", "coverage_90"), ("of M3S", "m3s_coverage_90")):
         numbers = [100 * float(row[name]) for row in rows]
         assert f"{statistics.fmean(numbers):.1f} +- {statistics.stdev(numbers):.1f} % {text}" in words
