@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ProcessPoolExecutor
@@ -202,10 +201,7 @@ class _Cluster:
     def submit(self, function: Callable[..., Outcome], *values: Any) -> Callable[[], Outcome]:
         """Have a function called by a worker; returns who waits for what it gives."""
         # Not pure: Dask would answer a second run with what it remembers of the first.
-        future = self._client.submit(function, *values, pure=False)
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        return partial(self._wait, future, done)
+        return partial(self._wait, self._client.submit(function, *values, pure=False))
 
     def threads(self) -> int:
         """Tasks that run at a time, as of now: workers come and go."""
@@ -221,22 +217,25 @@ class _Cluster:
         except TimeoutError:
             raise self._no_workers() from None
 
-    def _wait(self, future: Any, done: threading.Event) -> Outcome:
-        # Not by `future.result(timeout=...)`: Dask may lose a result that comes as the time runs out.
-        while not done.wait(LOOK_S):
-            if not self.threads() and not done.is_set():
-                raise self._no_workers()
-        try:
-            outcome: Outcome = future.result()
-        except CancelledError:
-            raise self._lost() from None
-        except RuntimeError as error:
-            if "deserialization" not in str(error):
-                raise
-            raise IkdditError(
-                f"{self.name} cannot read the tasks; install the same ikddit and Dask beside it, and restart it"
-            ) from None
-        return outcome
+    def _wait(self, future: Any) -> Outcome:
+        while True:
+            try:
+                outcome: Outcome = future.result(timeout=LOOK_S)
+                return outcome
+            # The second is Dask's own slip (distributed.utils.sync), where a result comes as the time runs out.
+            except (TimeoutError, UnboundLocalError):
+                if future.status == "error":  # it may be the task's own, or have come just now
+                    raise future.exception() from None
+                if not self.threads():
+                    raise self._no_workers() from None
+            except CancelledError:
+                raise self._lost() from None
+            except RuntimeError as error:
+                if "deserialization" not in str(error):
+                    raise
+                raise IkdditError(
+                    f"{self.name} cannot read the tasks; install the same ikddit and Dask beside it, and restart it"
+                ) from None
 
     def died(self, job: Job) -> IkdditError:
         """What a worker's death means."""
