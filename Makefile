@@ -9,7 +9,7 @@ include .env.defaults
 export
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro flow ablate test test-fast faults fuzz check ui services schedule models plots card \
+.PHONY: help install repro flow ablate test test-fast test-dask faults fuzz check ui services schedule models plots card \
 	demo-retrain bench sbom audit clean
 
 help: ## show this list
@@ -43,6 +43,9 @@ test: $(STAMP) ## run the tests
 
 test-fast: $(STAMP) ## run the tests that start no DVC, MLflow server or Prefect
 	pytest -n 2 --dist loadgroup -m "not pipeline"
+
+test-dask: $(STAMP) ## run the tests of ingest on Dask, in a session of their own
+	IKDDIT_TEST_DASK=1 pytest tests/mpom/test_engines.py
 
 faults: $(STAMP) ## kill -9 the pipeline KILLS (100) times at random moments and see it come out the same (hours)
 	python tests/faults/kill_anywhere.py --kills $(or $(KILLS),100)

@@ -24,6 +24,12 @@ from ikddit.mpom.survey import survey
 from ikddit.mpom.tasks import Job, Outcome
 from ikddit.params import parse_params
 
+# All pass, but on a loaded machine the session around them may end in CPython's "AST constructor recursion depth
+# mismatch", which threads of Dask's client bring about: it must not take the other tests with it.
+pytestmark = pytest.mark.skipif(
+    os.environ.get("IKDDIT_TEST_DASK") != "1", reason="run apart, by `make test-dask`"
+)
+
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
