@@ -10,15 +10,12 @@ sys.path[:0] = [
     str(Path(__file__).resolve().parents[2]),
 ]
 
-from checkouts import clean_environment, finished_checkout  # noqa: E402
+from checkouts import clean_environment, finished_checkout, mark_as_pipeline  # noqa: E402
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.pipeline)
-            item.add_marker(pytest.mark.xdist_group("pipeline"))
+    mark_as_pipeline(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def mark_as_pipeline(items: list[pytest.Item], folder: Path) -> None:
+    """Tests of a folder that fill the machine: all of them in one xdist group."""
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker(pytest.mark.pipeline)
+            item.add_marker(pytest.mark.xdist_group("pipeline"))
+
+
 def copy_checkout(folder: Path) -> Path:
     """Copy this project as it is now (committed or not) into a new git repository, with the tiny profile."""
     from pipelines.scratch import copy_project

@@ -4,17 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkouts import ROOT, clean_environment, make_toy_checkout
+from checkouts import ROOT, clean_environment, make_toy_checkout, mark_as_pipeline
 
 sys.path.insert(0, str(ROOT))  # `pipelines` is not part of the installed package
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.pipeline)
-            item.add_marker(pytest.mark.xdist_group("pipeline"))
+    mark_as_pipeline(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")
