@@ -32,12 +32,12 @@ WARM_UP = 5
 
 def child(args: argparse.Namespace) -> None:
     """One of the processes: train, and let the first one write what it took."""
+    from ikddit.device import pick_device
     from ikddit.diffusion.model import ModelConfig, OverlayModel
     from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
     from ikddit.networks.mean import MeanConfig
     from ikddit.params import parse_params
     from ikddit.training.distributed import join_workers
-    from ikddit.training.fit import choose_device
     from ikddit.training.loop import Trainer, TrainingData
 
     torch.set_num_threads(args.threads)
@@ -69,7 +69,7 @@ def child(args: argparse.Namespace) -> None:
     )
     with join_workers(args.device) as workers:
         torch.manual_seed(0)
-        device = choose_device(args.device, workers)
+        device = pick_device(args.device, "--device", workers.local_rank)
         trainer = Trainer(OverlayModel(config), params, device, workers)
         for _ in range(WARM_UP):
             trainer.train_step(data)

@@ -158,7 +158,7 @@ def test_generate_command_hands_the_sampling_options_over(monkeypatch):
         return Written(wafers=3, samples=12, plots=2, plots_skipped=1)
 
     monkeypatch.setattr("ikddit.batch.write_forecast", spy)
-    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, path: cls))
+    monkeypatch.setattr(Generator, "load", classmethod(lambda cls, path, device: cls))
     command = ["generate", "records", "--n", "4", "--guidance", "1.5", "--guidance-kind", "path_drop"]
     command += ["--samples", "s.parquet", "--plots", "pictures", "--plot-wafers", "2", "--plot-scale-nm", "4"]
     result = CliRunner().invoke(app, [*command, "--inference", "masked", "--sampler", "heun"])

@@ -16,9 +16,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ikddit.errors import IkdditError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _REMEDIES = {
     errno.ENOSPC: "free some space on that disk (`df -h` shows it)",
@@ -122,6 +125,22 @@ def write_json(target: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Read JSON written by `write_json`."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def new_array(path: Path | str, shape: tuple[int, ...]) -> "np.memmap":
+    """Create a float16 `.npy` file of zeros and map it, with its place on the disk taken at once.
+
+    Writing through a map into a file whose place is not taken ends the process (SIGBUS) when the disk is full.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    import numpy as np  # not for those who only write text
+
+    array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    with Path(path).open("rb+") as handle:
+        os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+    return array
 
 
 # Scratch names and their owners -------------------------------------------------------------------------

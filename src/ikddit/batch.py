@@ -255,7 +255,7 @@ def _made_from(generator: Generator, request: dict[str, Any], path: Path) -> str
     """Name model, code, request and input by one hash; empty for a model that cannot be named."""
     if not generator.fingerprint:
         return ""
-    code = [ikddit.__version__, torch.__version__]
+    code = [ikddit.__version__, torch.__version__, str(generator.model.usable.device)]
     told = json.dumps([generator.fingerprint, code, request, file_hash(path)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 

@@ -213,6 +213,7 @@ def generate(
         str | None, typer.Option(help="full or masked; default what the acceptance gate decided.")
     ] = None,
     sampler: Annotated[str, typer.Option(help="dpm, heun or ddpm.")] = "dpm",
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
     samples: Annotated[
         Path | None, typer.Option(help="Parquet file for all sample maps too, 32 KiB each.")
     ] = None,
@@ -227,6 +228,7 @@ def generate(
     A run that was killed goes on where it was when the same command is given again.
     """
     from ikddit.batch import write_forecast
+    from ikddit.device import pick_device
     from ikddit.forecast import ForecastFiles
     from ikddit.generator import Generator
 
@@ -241,7 +243,8 @@ def generate(
         },
     )
     files = ForecastFiles(Path(out), samples, plots, plot_wafers, plot_scale_nm)
-    done = write_forecast(Generator.load(model), records, files, n, steps, seed, limit_nm, **options)
+    generator = Generator.load(model, pick_device(device, "--device"))
+    done = write_forecast(generator, records, files, n, steps, seed, limit_nm, **options)
     typer.echo(f"{done.wafers} wafers -> {out}")
     if done.resumed:
         typer.echo(f"{done.resumed} of them were forecast by an earlier run that did not end")

@@ -65,6 +65,10 @@ class ModelError(IkdditError):
     """A model folder is incomplete, damaged, or does not fit the data it is asked about."""
 
 
+class DeviceError(IkdditError):
+    """No such device: an unknown name, or a GPU where torch sees none."""
+
+
 class TrainingError(IkdditError):
     """Training cannot go on (NaN loss, unusable checkpoint); names the step and the last good state."""
 

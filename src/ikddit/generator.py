@@ -48,7 +48,7 @@ class Generator:
         self.vocabularies = vocabularies
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> "Generator":
+    def load(cls, path: Path | str, device: str | torch.device = "cpu") -> "Generator":
         """Load a model folder or a registry address such as `models:/ikddit@champion`.
 
         The files of a registered version are held to the hashes noted at its registration.

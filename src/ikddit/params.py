@@ -248,6 +248,8 @@ class EvaluateParams(Section):
     """Of OME."""
     limit_nm: float = Field(8.0, gt=0.0)
     """A wafer is out of specification if either axis' |mean| + 3 sigma exceeds it (31 % of the simulated ones)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Of the student in stage `generate`; samples of one device are those of another up to rounding."""
     inference: Literal["served", "full", "masked"] = "served"
     """Of the scored maps; `served` is what the acceptance gate decides, so that what is scored is what is served."""
     serving: ServingParams = ServingParams()
@@ -282,6 +284,7 @@ class FidParams(Section):
 class TimingParams(Section):
     """Speed of inference (stage `timing`)."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     batch: int = Field(32, ge=1)
     repeats: int = Field(5, ge=3)
     warmup: int = Field(1, ge=1)

@@ -158,7 +158,8 @@ def test_normaliser_survives_json_exactly(tmp_path) -> None:
     assert (again.log_mean, again.log_std, again.sigma_nm) == (one.log_mean, one.log_std, one.sigma_nm)
 
 
-def test_damaged_normaliser_is_refused(tmp_path) -> None:
-    (tmp_path / "n.json").write_text('{"log_names": ["a"]}')
+@pytest.mark.parametrize("text", ['{"log_names": ["a"]}', '{"log_names"', "[" * 100_000, "\udcff"])
+def test_damaged_normaliser_is_refused(tmp_path, text: str) -> None:
+    (tmp_path / "n.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"n\.json: normaliser"):
         Normaliser.load(tmp_path / "n.json")

@@ -188,8 +188,9 @@ def test_vocabularies_survive_json(tmp_path) -> None:
         assert np.array_equal(one, other)
 
 
-def test_damaged_vocabularies_are_refused_by_name(tmp_path) -> None:
-    (tmp_path / "v.json").write_text('{"templates": []}')
+@pytest.mark.parametrize("text", ['{"templates": []}', '{"templates"', "[" * 100_000, "\udcff"])
+def test_damaged_vocabularies_are_refused_by_name(tmp_path, text: str) -> None:
+    (tmp_path / "v.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"v\.json: vocabularies"):
         Vocabularies.load(tmp_path / "v.json")
 

@@ -58,12 +58,9 @@ def test_full_disk(stage: str, place: str, free_kib: int, named: str, checkout: 
     assert "run the same command again" in said
 
 
-@pytest.mark.xfail(
-    reason="maps are written through a memory map, and a full disk then ends the process by SIGBUS",
-    strict=True,
-)
 def test_full_disk_while_maps_are_generated(checkout: Path, env: Env) -> None:
-    refused(full(checkout / "data", 200), "data", "generate", checkout, env)
+    said = refused(full(checkout / "data", 200), "data", "generate", checkout, env)
+    assert said.startswith("StorageError: data/generated: No space left on device")
 
 
 def test_full_disk_while_a_checkpoint_is_written(checkout: Path, env: Env) -> None:

@@ -60,10 +60,10 @@ class Normaliser:
         """Read what `save` wrote.
 
         Raises:
-            InputError: a key is missing, or the lengths do not agree.
+            InputError: it is no JSON, a key is missing, or the lengths do not agree.
         """
-        data = atomic.read_json(path)
         try:
+            data = atomic.read_json(path)
             loaded = cls(
                 log_names=[str(name) for name in data["log_names"]],
                 log_mean=np.array(data["log_mean"], np.float32),
@@ -71,7 +71,7 @@ class Normaliser:
                 sigma_nm=float(data["sigma_nm"]),
                 mean_map=np.array(data["mean_map"], np.float32).reshape(2, MAP_SIZE, MAP_SIZE),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
                 str(path), "normaliser", f"missing or malformed: {error}", "rerun prepare"
             ) from None

@@ -251,16 +251,16 @@ class Vocabularies:
         """Read what `save` wrote.
 
         Raises:
-            InputError: a key is missing or holds something else, or there is no usable tokenizer beside it.
+            InputError: no JSON, a key is missing or holds something else, or there is no usable tokenizer beside it.
         """
-        data = atomic.read_json(path)
         try:
+            data = atomic.read_json(path)
             ids = {name: [str(text) for text in data["ids"][name]] for name in ID_FIELDS}
             templates = [str(text) for text in data["templates"]]
             values = [[(float(mean), float(std)) for mean, std in slots] for slots in data["values"]]
             if len(values) != len(templates) or any(std <= 0 for slots in values for _, std in slots):
                 raise ValueError("values do not fit the templates")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
                 str(path), "vocabularies", f"missing or malformed: {error}", "rerun prepare"
             ) from None

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16
 
+from ikddit.atomic import new_array
 from ikddit.errors import InputError
 
 WAFERS = "wafers.parquet"
@@ -37,9 +38,7 @@ class MapWriter:
         if self._folder is None:
             return
         if name not in self._open:
-            self._open[name] = np.lib.format.open_memmap(
-                self._folder / f"{name}.npy", "w+", np.float16, (self._count, *maps.shape[1:])
-            )
+            self._open[name] = new_array(self._folder / f"{name}.npy", (self._count, *maps.shape[1:]))
         self._open[name][start : start + len(maps)] = maps
 
 

@@ -20,13 +20,14 @@ def frechet_embedding(
     """
     sigma_nm = generator.normaliser.sigma_nm
     embedding = generator.model.embedding
+    device = embedding.log_temperature.device
     real, fake = [], []
     for start in range(0, len(split), 128):
         part = slice(start, min(start + 128, len(split)))
-        maps, valid = gather_maps(split, part, sigma_nm)
+        maps, valid = (t.to(device) for t in gather_maps(split, part, sigma_nm))
         real.append(embedding.embed_map(maps, valid))
         for k in range(samples.shape[1]):
-            generated = torch.from_numpy(samples[part, k].astype(np.float32)) / sigma_nm * valid
+            generated = torch.from_numpy(samples[part, k].astype(np.float32)).to(device) / sigma_nm * valid
             fake.append(embedding.embed_map(generated, valid))
-    a, b = (gaussian_of(torch.cat(x).numpy()) for x in (real, fake))
+    a, b = (gaussian_of(torch.cat(x).cpu().numpy()) for x in (real, fake))
     return frechet_from_moments(*a, *b)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
 
-from ikddit.atomic import write_json
+from ikddit.atomic import new_array, write_json
 from ikddit.console import log, progress
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.diffusion.plan import Inference
@@ -83,7 +83,7 @@ def write_samples(
 ) -> None:
     """Draw `params.samples` maps of each wafer into one float16 `.npy` of shape (n, m, 2, 64, 64), nm."""
     shape = (len(part), params.samples, 2, 64, 64)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    out = new_array(path, shape)
     blocks = generator.sample_blocks(part, params.samples, params.steps, seed=seed, inference=inference)
     total = -(-len(part) // max(1, SAMPLES_AT_ONCE // params.samples))
     for rows, maps in progress(blocks, "generate", total=total, unit="block"):
@@ -97,7 +97,7 @@ def write_points(generator: Generator, split: PreparedSplit, seed: int, path: Pa
 
 
 def _write_maps(forecast: Callable[[PreparedSplit], np.ndarray], split: PreparedSplit, path: Path) -> None:
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(split), 2, 64, 64))
+    out = new_array(path, (len(split), 2, 64, 64))
     for start in range(0, len(split), POINT_WAFERS):
         rows = np.arange(start, min(start + POINT_WAFERS, len(split)))
         out[rows] = forecast(take(split, rows))

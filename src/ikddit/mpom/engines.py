@@ -28,6 +28,7 @@ from ikddit.console import log
 from ikddit.errors import IkdditError
 from ikddit.mpom.source import Census
 from ikddit.mpom.tasks import Job, Outcome, Task, Worker, plan
+from ikddit.orphans import end_with_parent
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,6 +83,7 @@ _worker: Worker | None = None
 
 def _start_worker(job: Job) -> None:
     global _worker
+    end_with_parent()
     _worker = Worker(job)
     pa.set_cpu_count(1)
     # What was imported stays: the garbage collector need not look through it again and again.

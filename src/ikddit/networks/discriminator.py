@@ -42,7 +42,7 @@ class Judgement:
     """For the student's tokens; Eq. 8 weighs it with lambda2."""
     own: Float[Tensor, ""]
     """For the discriminator's parameters, through their own optimiser."""
-    accuracy: float
+    accuracy: Float[Tensor, ""]
     """Share of tokens recognised; what that means is said by each kind."""
 
 
@@ -65,7 +65,7 @@ class Discriminator(nn.Module, ABC):
     @abstractmethod
     def own_loss(
         self, real: Float[Tensor, "B V D"], fake: Float[Tensor, "B V D"], context: TokenContext
-    ) -> tuple[Float[Tensor, ""], float]:
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Loss of the discriminator's parameters, and its accuracy."""
 
     @abstractmethod
@@ -112,7 +112,7 @@ class ImplicitDiscriminator(Discriminator):
         hidden = self.token(standardise(tokens)) + context.position + where
         return self.layers(hidden).squeeze(-1)  # type: ignore[no-any-return]
 
-    def own_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> tuple[Tensor, float]:
+    def own_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> tuple[Tensor, Tensor]:
         """Hinge loss: 2 where it knows nothing, 0 where it separates by the margin."""
         real_logits, fake_logits = self(real, context), self(fake, context)
         return hinge_discriminator(real_logits, fake_logits), accuracy(real_logits, fake_logits)
@@ -137,13 +137,13 @@ class CosineRegression(Discriminator):
         """Predicted teacher tokens."""
         return self.head(standardise(tokens))  # type: ignore[no-any-return]
 
-    def own_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> tuple[Tensor, float]:
+    def own_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> tuple[Tensor, Tensor]:
         """The head learns the regression too; between 0 and 2."""
         guess, target = self(fake), standardise(real)
         with torch.no_grad():
             nearest = (F.normalize(guess, dim=-1) @ F.normalize(target, dim=-1).transpose(1, 2)).argmax(-1)
             own = torch.arange(real.shape[1], device=real.device)
-            found = float((nearest == own).float().mean())
+            found = (nearest == own).float().mean()
         return 1 - F.cosine_similarity(guess, target, dim=-1).mean(), found
 
     def student_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> Tensor:
@@ -191,10 +191,10 @@ class Prototypes(Discriminator):
             target = ((logits - self.centre) / self.teacher_temperature).softmax(-1)
         return target, (self.head(fake) / self.student_temperature).log_softmax(-1)
 
-    def own_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> tuple[Tensor, float]:
+    def own_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats, for head and prototypes; ln K where nothing is known."""
         target, guess = self.assignments(real, fake)
-        agreed = float((target.argmax(-1) == guess.argmax(-1)).float().mean())
+        agreed = (target.argmax(-1) == guess.argmax(-1)).float().mean()
         return -(target * guess).sum(-1).mean(), agreed
 
     def student_loss(self, real: Tensor, fake: Tensor, context: TokenContext) -> Tensor:
@@ -256,6 +256,6 @@ def hinge_generator(fake: Tensor) -> Float[Tensor, ""]:
     return -fake.mean()
 
 
-def accuracy(real: Tensor, fake: Tensor) -> float:
+def accuracy(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
     """Share of tokens told apart rightly; 0.5 is chance."""
-    return float(torch.cat([(real > 0).flatten(), (fake < 0).flatten()]).float().mean())
+    return torch.cat([(real > 0).flatten(), (fake < 0).flatten()]).float().mean()

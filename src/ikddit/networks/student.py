@@ -72,11 +72,10 @@ class Encoder(nn.Module):
         context = context_dim if cross_attention else None
         self.deep = nn.ModuleList(Block(size.width, size.heads, context) for _ in range(size.deep))
 
-    def cache(self, condition: ConditionTokens) -> ConditionCache:
-        """Keys, values and pooled condition for every deep block."""
-        key_values = [
-            block.cross.attention.key_value(condition.tokens) for block in self.deep_blocks if block.cross
-        ]
+    def cache(self, condition: ConditionTokens, until: int | None = None) -> ConditionCache:
+        """Keys, values and pooled condition for the first `until` deep blocks (all if None)."""
+        blocks = self.deep_blocks[:until]
+        key_values = [block.cross.attention.key_value(condition.tokens) for block in blocks if block.cross]
         return ConditionCache(self.pooled(condition.pooled), key_values, ~condition.pad[:, None, None, :])
 
     @property

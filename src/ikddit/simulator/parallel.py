@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from ikddit.orphans import end_with_parent
 from ikddit.params import SimulateParams
 from ikddit.simulator.constants import Fab
 
@@ -28,6 +29,7 @@ _worker: _Worker | None = None
 
 def _start(params: SimulateParams) -> None:
     global _worker
+    end_with_parent()
     threadpool_limits(1)
     _worker = _Worker(params, Fab.build(params.fab_seed))
 

@@ -14,6 +14,7 @@ from ikddit.atomic import atomic_dir
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
+from ikddit.device import pick_device
 from ikddit.diffusion.model import ModelConfig, OverlayModel
 from ikddit.embedding.conditions import gather_conditions, gather_maps
 from ikddit.embedding.encoders import ConditionTokens, UnifiedEmbedding
@@ -40,15 +41,6 @@ class Fitted:
     trainer: Trainer
     rows: list[list[float]]
     report: dict[str, float | int | str]
-
-
-def choose_device(name: str, workers: Workers) -> torch.device:
-    """`auto` takes a GPU if torch sees one; of several processes on a machine each takes its own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("train.device: cuda, but torch sees no GPU; set train.device: auto or cpu")
-    return torch.device(name, workers.local_rank) if name == "cuda" else torch.device(name)
 
 
 @torch.no_grad()
@@ -107,7 +99,8 @@ def fit(
     Of several processes each fits the mean by itself (the same data, the same result); they share the training.
 
     Raises:
-        TrainingError: `train.codec: kl` asked for on 64x64 records, no such device, or the loss is not finite.
+        TrainingError: `train.codec: kl` asked for on 64x64 records, or the loss is not finite.
+        DeviceError: there is no GPU where one is asked for.
     """
     if params.train.codec == "kl":
         raise TrainingError(
@@ -156,7 +149,9 @@ def fit(
     log.info(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )
-    trainer = Trainer(model, params, choose_device(params.train.device, workers), workers)
+    trainer = Trainer(
+        model, params, pick_device(params.train.device, "train.device", workers.local_rank), workers
+    )
     data = TrainingData(
         residual,
         valid,

@@ -37,6 +37,8 @@ log = logging.getLogger("ikddit")
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 CURVE_EVERY = 10
 """Steps per row of the curves. Checkpoints fall on these steps too, so that a resumed run has whole rows."""
+GPU_SHARE = 0.5
+"""Of a GPU's free memory that training data may take."""
 CURVE_COLUMNS = (
     "step", "loss", "dsm", "mae", "generator", "discriminator", "discriminator_accuracy",
     "alignment_cosine", "alignment_cka", "gate", "gate_max", "grad_norm", "learning_rate",
@@ -52,6 +54,18 @@ class TrainingData:
     condition: "ConditionTokens | LearningConditions"
     """Condition tokens of all wafers, or encoders that are trained and give those of the wafers asked for."""
 
+    def on(self, device: torch.device) -> "TrainingData":
+        """On a GPU if they fit in half of its free memory, so that batches are gathered there; else as they are."""
+        if device.type != "cuda" or isinstance(self.condition, LearningConditions):
+            return self
+        c = self.condition
+        parts = (self.residual, self.valid, c.tokens, c.pad, c.pooled)
+        if sum(t.nbytes for t in parts) > torch.cuda.mem_get_info(device)[0] * GPU_SHARE:
+            log.info("training data stay in main memory: they would take more than half of the GPU's")
+            return self
+        residual, valid, *condition = (t.to(device) for t in parts)
+        return TrainingData(residual, valid, ConditionTokens(*condition))
+
 
 @dataclass(frozen=True)
 class LearningConditions:
@@ -63,7 +77,7 @@ class LearningConditions:
     """The very one of the model that is trained."""
 
     def __getitem__(self, index: Int[Tensor, " B"]) -> ConditionTokens:
-        conditions = gather_conditions(self.split, index.numpy(), self.sigma_nm)
+        conditions = gather_conditions(self.split, index.cpu().numpy(), self.sigma_nm)
         return self.embedding(conditions.to(self.embedding.log_temperature.device))  # type: ignore[no-any-return]
 
 
@@ -93,6 +107,8 @@ def draw_batch(
 ) -> TrainingBatch:
     """This process's rows of step `step`'s batch, on `device` (default: where the data are).
 
+    Nothing here makes a GPU wait: what goes there goes without blocking.
+
     Everything random derives from (seed, step), so resume needs no sampler state, and every process of several
     draws the same step before it takes its rows. The noise is drawn on the device: on a GPU that costs nothing.
     """
@@ -109,18 +125,22 @@ def draw_batch(
     visible = draw_visible(size, tokens, params.mask_ratio, generator, groups) if masked else None
     path_drop = torch.rand(size, generator=generator) < t.path_dropout if t.path_dropout else None
     noise = torch.randn(size, *data.residual.shape[1:], generator=noise_generator, device=device)
-    index = index[rows]
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    index = index[rows].to(data.residual.device, non_blocking=True)
     c = data.condition[index]
     # moved in their compact types, widened on the device
-    condition = ConditionTokens(c.tokens.to(device).float(), c.pad.to(device), c.pooled.to(device).float())
+    condition = ConditionTokens(move(c.tokens).float(), move(c.pad), move(c.pooled).float())
     return TrainingBatch(
-        residual=data.residual[index].to(device).float(),
-        valid=data.valid[index].to(device).float(),
-        condition=condition.dropped(drop[rows].to(device)),
-        sigma=sigma[rows].to(device),
+        residual=move(data.residual[index]).float(),
+        valid=move(data.valid[index]).float(),
+        condition=condition.dropped(move(drop[rows])),
+        sigma=move(sigma[rows]),
         noise=noise[rows],
-        visible=None if visible is None else visible[rows].to(device),
-        path_drop=None if path_drop is None else path_drop[rows].to(device),
+        visible=None if visible is None else move(visible[rows]),
+        path_drop=None if path_drop is None else move(path_drop[rows]),
     )
 
 
@@ -174,6 +194,8 @@ class Trainer:
             workers.share_weights(self.discriminator)
         if params.train.compile:
             compile_blocks(self.student, self.teacher)
+        # drawn on the CPU: read from a GPU it would make that wait in every step
+        self.groups = self.student.encoder.groups.cpu()
         self.step = 0
         self.saved: int | None = None
         self.resumed = False
@@ -237,7 +259,7 @@ class Trainer:
             self.step,
             params,
             encoder.tokens,
-            encoder.groups,
+            self.groups,
             workers=self.workers,
             device=self.device,
         )
@@ -326,6 +348,7 @@ class Trainer:
             log.info("resuming at step %d of %d", self.step, self.params.train.steps)
         self.workers.agree(self.step, "the step to start from", self.device)
         share = self.workers.share(min(self.params.train.batch, len(data.residual)))
+        data = data.on(self.device)
         every = max(CURVE_EVERY, self.params.train.checkpoint_every // CURVE_EVERY * CURVE_EVERY)
         recent: list[dict[str, Tensor | float]] = []
         steps = range(self.step, self.params.train.steps)

@@ -40,11 +40,11 @@ class Terms:
     mae: Tensor
     generator: Tensor
     discriminator: Tensor
-    accuracy: float
+    accuracy: Tensor
     """Of the discriminator; NaN, like both alignments, where there is none."""
-    alignment: float
+    alignment: Tensor
     """Cosine of teacher and student tokens."""
-    cka: float
+    cka: Tensor
     """Linear CKA of the same tokens."""
 
     def total(self, lambda1: float, lambda2: float) -> Tensor:
@@ -82,7 +82,8 @@ def compute_terms(
     mae = (masked_mean(error.abs(), batch.valid) / precondition.sigma_data).mean()
     zero = dsm.new_zeros(())
     if discriminator is None:
-        return Terms(dsm, mae, zero, zero, math.nan, math.nan, math.nan)
+        nothing = dsm.new_full((), math.nan)
+        return Terms(dsm, mae, zero, zero, nothing, nothing, nothing)
 
     fake = taps[0]
     with torch.no_grad():
@@ -111,11 +112,10 @@ def teacher_tokens(
     sigma = (TEACHER_NOISE * batch.sigma).view(-1, 1, 1, 1)
     noisy = (batch.residual + sigma * batch.noise) * batch.valid
     read, c_noise, _ = precondition.inputs(noisy, sigma.flatten())
-    cache = teacher.cache(batch.condition)
+    # the blocks after the tap would compute what nobody looks at
+    tap = teacher.teacher_tap
+    cache = teacher.cache(batch.condition, until=tap)
     known = teacher.attendable(batch.valid)
     tokens, modulation = teacher.shallow(read, batch.valid, c_noise, cache, known)
-    # the blocks after the tap would compute what nobody looks at
-    _, taps = teacher.deepen(
-        tokens, modulation, cache, (teacher.teacher_tap,), known, until=teacher.teacher_tap
-    )
+    _, taps = teacher.deepen(tokens, modulation, cache, (tap,), known, until=tap)
     return taps[0]

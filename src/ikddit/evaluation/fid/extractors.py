@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ikddit.device import pick_device
 from ikddit.embedding.encoders import UnifiedEmbedding
-from ikddit.evaluation.fid.inception import InceptionFeatures, pick_device, wanted_spaces
+from ikddit.evaluation.fid.inception import InceptionFeatures, wanted_spaces
 from ikddit.evaluation.fid.spaces import EmbeddingFeatures, Extractor, OverlayFeatures
 from ikddit.evaluation.fid.weights import NoWeights, Weights
 from ikddit.params import FidParams
@@ -51,9 +52,9 @@ def make_extractors(
         scale_nm: of the rendering.
 
     Raises:
-        ModelError: the weights do not fit the network, or there is no GPU where one is asked for.
+        ModelError: the weights do not fit the network, or a GPU is missing (DeviceError).
     """
-    device = pick_device(params.device)
+    device = pick_device(params.device, "fid.device")
     own = own_extractors(embedding, sigma_nm, device)
     if isinstance(weights, NoWeights):
         return Extractors(own, dict.fromkeys(wanted_spaces(params.dims), "no weights"), weights.facts)

@@ -72,19 +72,6 @@ def _finite(state: dict[str, Tensor], layer: str) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in own)
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` takes a GPU if torch sees one.
-
-    Raises:
-        ModelError: `cuda` is asked for and torch sees no GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("fid.device: cuda, but torch sees no GPU; set fid.device: auto or cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 class InceptionFeatures:
     """Renders maps and takes the features of all wanted spaces in one forward pass.
 

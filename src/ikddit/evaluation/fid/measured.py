@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
 from ikddit.atomic import atomic_dir, read_json, write_json
+from ikddit.device import pick_device
 from ikddit.errors import ModelError
-from ikddit.evaluation.fid.inception import InceptionFeatures, pick_device, wanted_spaces
+from ikddit.evaluation.fid.inception import InceptionFeatures, wanted_spaces
 from ikddit.evaluation.fid.rendering import render_scale_nm
 from ikddit.evaluation.fid.weights import NoWeights, Weights
 from ikddit.mpom.parts import lists_to_numpy, part_files, read_batches
@@ -85,7 +86,7 @@ def write_measured(
         folder: written as a whole or not at all.
 
     Raises:
-        ModelError: the weights do not fit the network, or there is no GPU where one is asked for.
+        ModelError: the weights do not fit the network, or a GPU is missing (DeviceError).
     """
     parts, description = part_files(records), read_json(Path(records) / "dataset.json")
     if description["units"] != "nm":
@@ -101,7 +102,7 @@ def write_measured(
             log.warning("no Inception figures: %s", weights.reason)
             facts |= {"missing": dict.fromkeys(wanted_spaces(params.dims), "no weights"), "spaces": []}
         else:
-            bf16, device = params.dtype == "bf16", pick_device(params.device)
+            bf16, device = params.dtype == "bf16", pick_device(params.device, "fid.device")
             inception = InceptionFeatures(weights, params.dims, scale_nm, params.batch, device, bf16)
             barcodes = _write_features(parts, inception, scratch)
             facts |= {"missing": inception.missing, "spaces": inception.spaces, "n": len(barcodes)}

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from ikddit.device import pick_device
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.distances import bootstrap_sd, interval
 from ikddit.evaluation.fid.extractors import Extractors
-from ikddit.evaluation.fid.inception import LOGITS, pick_device
+from ikddit.evaluation.fid.inception import LOGITS
 from ikddit.evaluation.fid.maps import MapSet
 from ikddit.evaluation.fid.reference import (
     Reference,
@@ -118,7 +119,7 @@ def score(
         "weights": extractors.weights | ({"missing": _by_figure(missing)} if missing else {}),
         "settings": {
             "seed": seed,
-            "device": pick_device(params.device).type,
+            "device": pick_device(params.device, "fid.device").type,
             "threads": torch.get_num_threads(),
             **params.model_dump(include={"dims", "dtype", "neighbours", "kid_subsets"}),
             "kid_subset_size": min(params.kid_subset_size, len(generated), in_subset),
