@@ -83,14 +83,26 @@ class Encoder(nn.Module):
         """The 2x2 group of patches of each token, for structured masks."""
         return groups_of_four(self.place, self.size.side)
 
-    def attendable(self, valid: Float[Tensor, "B 1 64 64"]) -> Bool[Tensor, "B N"] | None:
+    def whole(self, valid: Float[Tensor, "B 1 64 64"]) -> Bool[Tensor, " B"]:
+        """True for a wafer with a valid pixel in the patch of every token."""
+        return valid_tokens(valid, self.place, self.size.side).all(1)
+
+    def attendable(
+        self, valid: Float[Tensor, "B 1 64 64"], whole: bool | None = None
+    ) -> Bool[Tensor, "B N"] | None:
         """True where a token may be attended to: its patch has a valid pixel.
 
         None, and nothing to mask, when that is so for every token of the batch (the common case). A wafer
         without any valid pixel keeps all its tokens, since attention needs at least one.
+
+        Args:
+            valid: 1 at valid pixels.
+            whole: whether it is so for all wafers of the batch, where that is known; to look makes a GPU wait.
         """
+        if whole:
+            return None
         known = valid_tokens(valid, self.place, self.size.side)
-        return None if bool(known.all()) else known | ~known.any(1, keepdim=True)
+        return None if whole is None and bool(known.all()) else known | ~known.any(1, keepdim=True)
 
     @property
     def deep_blocks(self) -> list[Block]:
@@ -286,13 +298,14 @@ class Student(nn.Module):
         visible: Int[Tensor, "B V"] | None = None,
         taps: tuple[int, ...] = (),
         path_drop: Bool[Tensor, " B"] | None = None,
+        whole: bool | None = None,
     ) -> tuple[Float[Tensor, "B C 64 64"], list[Tensor]]:
         """Network output F (B, C, 64, 64) and the tapped hidden states of the visible tokens.
 
         Where `path_drop` is True the decoder gets hidden tokens instead of deep ones (path-drop learning of
-        SPRINT, 2510.21986), so that guidance has a weak branch.
+        SPRINT, 2510.21986), so that guidance has a weak branch. `whole`: see `Encoder.attendable`.
         """
-        known = self.encoder.attendable(valid)
+        known = self.encoder.attendable(valid, whole)
         encoded = self.encode(x, valid, c_noise, cache, visible, taps=taps, known=known)
         deep = encoded.deep
         if path_drop is not None:

@@ -149,6 +149,7 @@ def fit(
     log.info(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )
+    whole = torch.cat([model.student.encoder.whole(v.float()) for v in valid.split(CHUNK)])
     trainer = Trainer(
         model, params, pick_device(params.train.device, "train.device", workers.local_rank), workers
     )
@@ -158,6 +159,7 @@ def fit(
         condition_tokens(embedding, train, normaliser.sigma_nm)
         if embedding.config.contrastive
         else LearningConditions(train, normaliser.sigma_nm, model.embedding),
+        whole,
     )
     clocks = time.perf_counter(), time.process_time()
     rows = trainer.run(data, checkpoint)

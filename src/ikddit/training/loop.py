@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from ikddit.atomic import write_text
@@ -53,6 +53,8 @@ class TrainingData:
     valid: Tensor
     condition: "ConditionTokens | LearningConditions"
     """Condition tokens of all wafers, or encoders that are trained and give those of the wafers asked for."""
+    whole: Bool[Tensor, " n"] | None = None
+    """True for a wafer whose every token has a valid pixel, in main memory; None: not known."""
 
     def on(self, device: torch.device) -> "TrainingData":
         """On a GPU if they fit in half of its free memory, so that batches are gathered there; else as they are."""
@@ -64,7 +66,7 @@ class TrainingData:
             log.info("training data stay in main memory: they would take more than half of the GPU's")
             return self
         residual, valid, *condition = (t.to(device) for t in parts)
-        return TrainingData(residual, valid, ConditionTokens(*condition))
+        return TrainingData(residual, valid, ConditionTokens(*condition), self.whole)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ def draw_batch(
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    index = index[rows].to(data.residual.device, non_blocking=True)
+    index = index[rows]
+    whole = None if data.whole is None else bool(data.whole[index].all())
+    index = index.to(data.residual.device, non_blocking=True)
     c = data.condition[index]
     # moved in their compact types, widened on the device
     condition = ConditionTokens(move(c.tokens).float(), move(c.pad), move(c.pooled).float())
@@ -141,6 +145,7 @@ def draw_batch(
         noise=noise[rows],
         visible=None if visible is None else move(visible[rows]),
         path_drop=None if path_drop is None else move(path_drop[rows]),
+        whole=whole,
     )
 
 

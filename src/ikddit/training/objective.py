@@ -30,6 +30,8 @@ class TrainingBatch:
     visible: Int[Tensor, "B V"] | None
     path_drop: Bool[Tensor, " B"] | None = None
     """Rows whose decoder must do without the deep encoder; None: no row."""
+    whole: bool | None = None
+    """Whether every token of every wafer has a valid pixel; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def compute_terms(
         batch.visible,
         taps=(encoder.student_tap,),
         path_drop=batch.path_drop,
+        whole=batch.whole,
     )
     error = precondition.denoised(linear, batch.sigma, raw) - batch.residual
     dsm = precondition.loss(error, batch.sigma, batch.valid).mean()
@@ -115,7 +118,7 @@ def teacher_tokens(
     # the blocks after the tap would compute what nobody looks at
     tap = teacher.teacher_tap
     cache = teacher.cache(batch.condition, until=tap)
-    known = teacher.attendable(batch.valid)
+    known = teacher.attendable(batch.valid, batch.whole)
     tokens, modulation = teacher.shallow(read, batch.valid, c_noise, cache, known)
     _, taps = teacher.deepen(tokens, modulation, cache, (tap,), known, until=tap)
     return taps[0]
