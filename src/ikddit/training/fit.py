@@ -149,7 +149,7 @@ def fit(
     log.info(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )
-    whole = torch.cat([model.student.encoder.whole(v.float()) for v in valid.split(CHUNK)])
+    whole = torch.cat([model.student.encoder.whole(v.float()) for v in torch.split(valid, CHUNK)])
     trainer = Trainer(
         model, params, pick_device(params.train.device, "train.device", workers.local_rank), workers
     )
