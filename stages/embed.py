@@ -7,6 +7,7 @@ from ikddit.console import run_plainly
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
+from ikddit.device import pick_device
 from ikddit.embedding.fit import (
     embedding_config,
     fit_embedding,
@@ -34,13 +35,20 @@ def main() -> None:
     vocabularies = Vocabularies.load("data/prepared/vocabularies.json")
     train = PreparedSplit.open("data/prepared/train.arrow")
     config = embedding_config(vocabularies, train, params.embed)
-    model = fit_embedding(config, train, vocabularies, normaliser.sigma_nm, params.embed, params.seed)
+    device = pick_device(params.embed.device, "embed.device")
+    model = fit_embedding(config, train, vocabularies, normaliser.sigma_nm, params.embed, params.seed, device)
     save_embedding(model, "models/embedding")
     test = PreparedSplit.open("data/prepared/test.arrow")
     metrics = retrieval_metrics(model, test, normaliser.sigma_nm) | exact_metrics(test)
     write_json(
         "reports/embedding.json",
-        {"steps": params.embed.steps, "threads": torch.get_num_threads(), "test_wafers": len(test)} | metrics,
+        {
+            "steps": params.embed.steps,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "test_wafers": len(test),
+        }
+        | metrics,
     )
 
 

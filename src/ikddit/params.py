@@ -169,6 +169,7 @@ class EmbedParams(Section):
     """Where the words of log lines get their vectors: learnt here, or from a local sentence-transformers model."""
     minilm_path: str | None = None
     """Folder of that model (all-MiniLM-L6-v2, say); needed for `minilm` when the embedding is fitted."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class MeanParams(Section):

@@ -97,17 +97,21 @@ def fit_embedding(
     sigma_nm: float,
     params: EmbedParams,
     seed: int,
+    device: torch.device | str = "cpu",
 ) -> UnifiedEmbedding:
     """Align the modalities of the training wafers by InfoNCE over all pairings.
 
     With `embed.contrastive: false` the encoders stay as they start, for the student to train them.
-    Batches and dropout come from a generator seeded by (seed, step), so the same seed gives the same bits.
+    Batches and dropout come from a generator seeded by (seed, step), so the same seed gives the same bits
+    on a CPU. The model comes back in main memory, wherever it was fitted.
     """
     torch.manual_seed(seed)
     model = UnifiedEmbedding(config)
     model.logs.know(vocabularies, params.minilm_path)
     if not config.contrastive:
         return model.eval()
+    template_words = model.logs.template_words
+    model.to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=params.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, params.learning_rate, total_steps=max(10, params.steps), pct_start=0.2
@@ -119,10 +123,10 @@ def fit_embedding(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         full = gather_conditions(train, index, sigma_nm)
         maps, valid = gather_maps(train, index, sigma_nm)
-        seen = _forget_templates(full, model.logs.template_words, params.template_dropout, generator)
+        seen = _forget_templates(full, template_words, params.template_dropout, generator)
         seen = _drop_modalities(seen, params.modality_dropout, generator)
-        vectors = modality_vectors(model, seen, maps, valid)
-        shared = same_ids(full.ids)
+        vectors = modality_vectors(model, seen.to(device), maps.to(device), valid.to(device))
+        shared = same_ids(full.ids).to(device)
         temperature = torch.exp(-model.log_temperature.clamp(max=4.6052))  # not below 0.01
         losses = [
             info_nce(vectors[a], vectors[b], temperature, shared if "id" in (a, b) else None)
@@ -134,7 +138,7 @@ def fit_embedding(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-    return model.eval()
+    return model.eval().cpu()
 
 
 def retrieval_batches(wafers: int, batch: int = 256) -> Iterator[np.ndarray]:
