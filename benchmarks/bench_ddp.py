@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from ratios import Ratio, print_result
 
+from ikddit.device import pick_device, pick_precision
+
 CONTEXT = 66
 """Condition tokens of the default profile: 16 of the previous map, 8 of the log channels, 32 log lines, 10 ids."""
 DIM = 128
@@ -32,7 +34,6 @@ WARM_UP = 5
 
 def child(args: argparse.Namespace) -> None:
     """One of the processes: train, and let the first one write what it took."""
-    from ikddit.device import pick_device
     from ikddit.diffusion.model import ModelConfig, OverlayModel
     from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
     from ikddit.networks.mean import MeanConfig
@@ -125,10 +126,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--processes", type=int, nargs="+")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: what the hardware does best")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--child", metavar="RESULT", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.precision = args.precision or pick_precision("auto", pick_device(args.device, "--device"))
     if args.child:
         child(args)
         return

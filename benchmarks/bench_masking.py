@@ -20,6 +20,7 @@ from common import (
     made_data,
     made_model,
     median,
+    precision_of,
     ratio,
     sampling_runs,
     training_params,
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     add_torch_options(parser)
     args = parser.parse_args()
+    args.precision = precision_of(args)
     args.now = clock_of(args.clock)
     if args.threads:
         torch.set_num_threads(args.threads)

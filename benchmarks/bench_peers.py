@@ -40,6 +40,7 @@ from common import (
     made_condition,
     made_data,
     made_model,
+    precision_of,
     sampling_runs,
     training_params,
     training_run,
@@ -406,6 +407,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--batch, --repeats and --steps must be at least 1")
     if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
         parser.error(f"--device {args.device}: no such device here")
+    args.precision = precision_of(args)
     return args
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ikddit.device import pick_device, pick_precision
 from ikddit.diffusion.model import ModelConfig, OverlayModel
 from ikddit.diffusion.plan import SamplingPlan, draw_order
 from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
@@ -29,13 +30,21 @@ Runs = dict[str, Callable[[], object]]
 def add_torch_options(parser: argparse.ArgumentParser) -> None:
     """`--threads`, `--precision` and `--clock`."""
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves torch's choice")
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], help="default: bf16 where the hardware has it, else fp32"
+    )
     parser.add_argument(
         "--clock",
         choices=["wall", "cpu"],
         default="wall",
         help="cpu: of this process alone, on a busy machine",
     )
+
+
+def precision_of(args: argparse.Namespace) -> Precision:
+    """`--precision`, or what this hardware does best."""
+    asked: Precision | None = args.precision
+    return asked or pick_precision("auto", pick_device(getattr(args, "device", "cpu"), "--device"))
 
 
 def clock_of(kind: str, device: torch.device | None = None) -> Callable[[], float]:

@@ -47,6 +47,7 @@ sys.path.insert(0, str(ROOT))  # `pipelines` is not part of the installed packag
 from pipelines.process import CommandError, dvc_command, git, run_command  # noqa: E402
 
 from ikddit.console import configure_logging, log  # noqa: E402
+from ikddit.device import pick_precision  # noqa: E402
 
 NOT_COPIED = ("tests/", "docs/", "benchmarks/", "notebooks/", "reports/", "dvc.lock")
 """No stage reads these; results of another run would only stand in the way."""
@@ -451,13 +452,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="T/8")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10, help="of the sampler")
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: as `auto`")
     parser.add_argument(
         "--root", type=Path, default=ROOT, help="checkout whose results the report is made of"
     )
     args = parser.parse_args(arguments)
     if args.work is not None and args.work.exists() and any(args.work.iterdir()):
         parser.error(f"--work {args.work}: not empty; name a new folder")
+    args.precision = args.precision or pick_precision("auto", "cpu")
     return args
 
 

@@ -36,6 +36,13 @@ def store_missing() -> str | None:
     return "no registered model; run `make repro`, which registers one"
 
 
+def gpu_missing() -> str | None:
+    """Why there is no GPU, or None."""
+    import torch
+
+    return None if torch.cuda.is_available() else "torch sees no GPU"
+
+
 def nothing_missing() -> str | None:
     return None
 
@@ -60,6 +67,7 @@ BENCHES = (
     Bench("outline", 2),
     Bench("masking", 8),
     Bench("peers", 16),
+    Bench("recorded", 3, gpu_missing),
     Bench("ddpm", 25, student_missing),
     Bench("fid", 4),
     Bench("serving", 4, store_missing),

@@ -17,14 +17,16 @@ def main() -> None:
     params = load_params()
     reference = Reference.load("data/fid/reference")
     generated = generated_maps("data/generated", PreparedSplit.open("data/prepared/test.arrow"))
+    # features of one kind of arithmetic compare, whatever this machine would choose
+    settings = params.fid.model_copy(update={"dtype": reference.facts.get("dtype", params.fid.dtype)})
     extractors = make_extractors(
-        params.fid,
-        weights_as_in(reference, params.fid),
+        settings,
+        weights_as_in(reference, settings),
         load_embedding("models/embedding"),
         Normaliser.load("data/prepared/normaliser.json").sigma_nm,
         reference.facts["scale_nm"],
     )
-    figures = score(generated, reference, extractors, params.fid, params.seed)
+    figures = score(generated, reference, extractors, settings, params.seed)
     write_json("reports/evaluation/fid.json", figures)
 
 

@@ -52,6 +52,7 @@ def test_features_are_found_by_barcode_whatever_the_order(table, records, weight
     assert found.facts == {
         "weights": {"source": "made.pth", "sha256": "ab" * 32},
         "scale_nm": 8.0,
+        "dtype": "fp32",
         "missing": {},
         "spaces": ["inception_64"],
         "n": 10,

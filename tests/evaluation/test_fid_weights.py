@@ -127,6 +127,7 @@ def test_a_configured_address_that_answers_not_found_is_an_error(monkeypatch):
     def answer(url, timeout):
         raise urllib.error.HTTPError(url, 404, "Not Found", None, None)
 
+    monkeypatch.delenv("IKDDIT_FID_WEIGHTS", raising=False)
     monkeypatch.setattr(module.urllib.request, "urlopen", answer)
     with pytest.raises(ModelError, match="404"):
         find_weights("https://example.org/gone.pth", 1.0)

@@ -16,6 +16,7 @@ from ikddit.params import parse_params
 from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
 from ikddit.training.objective import TrainingBatch, compute_terms
+from ikddit.training.recorded import PLAIN_STEPS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 LOSSES = ("loss", "dsm", "mae", "generator", "discriminator", "grad_norm")
@@ -65,7 +66,7 @@ def test_losses_and_gradients_are_those_of_the_cpu() -> None:
         gradient = torch.cat([p.grad.flatten().cpu() for p in student.parameters() if p.grad is not None])
         found[device] = torch.stack([terms.dsm, terms.mae, terms.discriminator]).detach().cpu(), gradient
     for here, there in zip(found["cpu"], found["cuda"], strict=True):
-        assert (here - there).norm() / here.norm() < 1e-4
+        assert (here - there).norm() / here.norm() < 1e-3  # torch lets convolutions use TF32
 
 
 @pytest.mark.parametrize("inference", ["full", "masked"])
@@ -91,17 +92,62 @@ def test_samples_are_those_of_the_cpu(inference: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_makes_the_gpu_wait_for_nothing(precision: str) -> None:
-    trainer = trainer_on("cuda", precision)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_step_makes_the_gpu_wait_for_nothing(precision: str, recorded: bool) -> None:
+    trainer = trainer_on("cuda", precision, cuda_graph=recorded)
     data = data_with_flags().on(torch.device("cuda"))
     assert data.residual.is_cuda
-    for _ in range(2):  # what is set up once may wait
+    for _ in range(PLAIN_STEPS + 2):  # what is set up once may wait
         trainer.train_step(data)
     torch.cuda.set_sync_debug_mode("error")
     try:
         values = trainer.train_step(data)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(torch.as_tensor(values["loss"]))
+
+
+def weights_of(trainer: Trainer) -> dict[str, Tensor]:
+    parts = {"student": trainer.student, "teacher": trainer.teacher, "average": trainer.average}
+    parts["discriminator"] = trainer.discriminator  # type: ignore[assignment]
+    return {
+        name: torch.cat([p.detach().flatten().cpu() for p in m.parameters()]) for name, m in parts.items()
+    }
+
+
+@pytest.mark.parametrize("discriminator", ["implicit", "prototype"])
+def test_a_recorded_step_does_what_a_plain_one_does(discriminator: str) -> None:
+    # masked steps, then the unmasked tail: two recordings
+    settings = {"steps": 24, "unmasked_tail": 0.4, "discriminator": discriminator, "path_dropout": 0.3}
+    found, start = {}, weights_of(trainer_on("cuda", **settings))
+    for recorded in (False, True):
+        trainer = trainer_on("cuda", cuda_graph=recorded, **settings)
+        rows = trainer.run(data_with_flags())
+        assert (trainer.recorded is not None) == recorded
+        if trainer.recorded is not None:
+            assert len(trainer.recorded.kinds) == 2
+        found[recorded] = rows, weights_of(trainer)
+    for one, other in zip(found[False][0], found[True][0], strict=True):
+        for name, a, b in zip(CURVE_COLUMNS, one, other, strict=True):
+            assert b == pytest.approx(a, rel=2e-2, abs=2e-2), name
+    for name, before in start.items():
+        plain, recorded_weights = found[False][1][name], found[True][1][name]
+        # Adam divides gradients that are nearly zero by their own rounding error
+        assert (recorded_weights - plain).norm() < 0.05 * (plain - before).norm(), name
+
+
+def test_recorded_data_of_another_kind_are_recorded_anew_or_run_plainly() -> None:
+    trainer, data = trainer_on("cuda"), data_with_flags()
+    assert trainer.recorded is not None
+    for _ in range(PLAIN_STEPS + 1):
+        trainer.train_step(data)
+    assert [kind[2] for kind in trainer.recorded.kinds] == [True]
+    some = replace(data, whole=torch.zeros(len(data.residual), dtype=torch.bool))
+    for _ in range(PLAIN_STEPS + 1):
+        trainer.train_step(some)
+    assert [kind[2] for kind in trainer.recorded.kinds] == [True, False]
+    values = trainer.train_step(replace(data, whole=None))
+    assert len(trainer.recorded.kinds) == 2
     assert torch.isfinite(torch.as_tensor(values["loss"]))
 
 
@@ -138,7 +184,7 @@ def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path: Path) -> None:
 
 def test_compiled_blocks_give_the_same_losses() -> None:
     plain, compiled = (
-        trainer_on("cuda", compile=flag, steps=3).run(data_with_flags()) for flag in (False, True)
+        trainer_on("cuda", compile=flag, steps=6).run(data_with_flags()) for flag in (False, True)
     )
     for name, a, b in zip(CURVE_COLUMNS, plain[0], compiled[0], strict=True):
         if name in LOSSES:

@@ -20,6 +20,7 @@ from ikddit.training.fit import fit
 from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
 from ikddit.training.mean import _crossed_columns, _out_of_fold, _ridge, _screen, _splat, located_lines
 from ikddit.training.objective import compute_terms
+from ikddit.training.recorded import tensors_of, with_tensors
 
 
 def test_teacher_receives_no_gradient_and_discriminator_none_from_the_student():
@@ -115,10 +116,10 @@ def test_modes_beside_a_codec_are_refused_by_name():
 
 def test_modes_are_measured_trained_with_saved_and_used_again(tmp_path):
     torch.manual_seed(0)
-    model, data = OverlayModel(made_config(modes=3)), made_data()
+    model, data = OverlayModel(made_config(modes=3, precision="bf16")), made_data()
     model.precondition.measure(data.residual, data.valid)
     assert model.student.encoder.patch.in_channels == 5  # noisy map, its linear estimate, mask
-    settings = {"steps": 3, "batch": 4, "precision": "bf16", "warmup_steps": 0}
+    settings = {"steps": 3, "batch": 4, "warmup_steps": 0}
     trainer = Trainer(model, parse_params({"train": settings}), torch.device("cpu"))
     (row,) = trainer.run(data)
     assert all(math.isfinite(v) for v in row)
@@ -245,3 +246,31 @@ def test_spot_kernel_is_recovered_and_lands_where_the_line_says():
     error = (shape * height[0] - maps[:1]).square().mean().sqrt() / maps[:1].square().mean().sqrt()
     assert float(error) < 0.1
     assert located_lines(["", "?", "WARN hot spot x=<num> y=<num> mm dz=<num> nm"]) == (SpotLine(2, 0, 1, 2),)
+
+
+def test_an_average_with_a_decay_on_the_device_is_the_same():
+    torch.manual_seed(0)
+    source = torch.nn.Linear(3, 3)
+    one, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    other.load_state_dict(one.state_dict())
+    update_average(one, source, 0.9)
+    update_average(other, source, torch.tensor(0.9))
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_a_batch_is_taken_apart_and_put_together_in_one_order(ratio):
+    trainer = made_trainer()
+    params = parse_params({"mask_ratio": ratio, "train": {"batch": 4}})
+    batch = draw_batch(made_data(), 0, params, trainer.student.encoder.tokens)
+    tensors = tensors_of(batch)
+    assert len(tensors) == (9 if ratio else 8)
+    again = tensors_of(with_tensors(batch, [t.clone() for t in tensors]))
+    for a, b in zip(tensors, again, strict=True):
+        assert torch.equal(a, b)
+        assert a is not b
+
+
+def test_steps_are_not_recorded_on_a_cpu():
+    assert made_trainer(cuda_graph=True).recorded is None

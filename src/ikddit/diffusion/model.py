@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ikddit.device import fast_bf16
 from ikddit.diffusion.edm import Preconditioning
 from ikddit.diffusion.plan import Inference, SamplingPlan, visible_at
 from ikddit.diffusion.sampler import sample_ddpm, sample_dpm, sample_heun
@@ -44,6 +45,7 @@ class ModelConfig:
     mask_ratio: float
     max_lines: int
     precision: str
+    """That it was trained in, fp32 or bf16."""
     served: Inference = "full"
     """What the acceptance gate decided (`ikddit.evaluation.gate`)."""
     condition_dropout: float = 0.0
@@ -112,10 +114,14 @@ class OverlayModel(nn.Module):
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """bf16 matrix products where the config asks for them; the sampler's own arithmetic stays fp32."""
-        device = self.usable.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        """bf16 matrix products (see `precision`); the sampler's own arithmetic stays fp32."""
+        with torch.autocast(self.usable.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
+
+    @property
+    def precision(self) -> str:
+        """What samples are computed in: bf16 if the model was trained so and this hardware has it, else fp32."""
+        return "bf16" if self.config.precision == "bf16" and fast_bf16(self.usable.device) else "fp32"
 
     def condition(self, c: Conditions) -> ConditionCache:
         """Keys, values and pooled condition, once per wafer."""

@@ -71,7 +71,7 @@ def measure_serving(
         "mask_ratio": config.mask_ratio,
         "model": config.model,
         "tokens": generator.model.student.encoder.tokens,
-        "precision": config.precision,
+        "precision": generator.model.precision,
         "device": str(generator.model.usable.device),
         "threads": torch.get_num_threads(),
     }

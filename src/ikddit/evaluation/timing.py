@@ -66,7 +66,7 @@ def measure(
         "batch": len(wafers),
         "steps": steps,
         "repeats": params.repeats,
-        "precision": generator.model.config.precision,
+        "precision": generator.model.precision,
         "mask_ratio": generator.model.config.mask_ratio,
     }
     for name in modes:

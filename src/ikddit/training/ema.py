@@ -1,7 +1,7 @@
 """Exponential moving averages of weights."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def power_decay(step: int, gamma: float) -> float:
@@ -14,12 +14,20 @@ def power_decay(step: int, gamma: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, source: nn.Module, decay: float) -> None:
+def update_average(average: nn.Module, source: nn.Module, decay: float | Tensor) -> None:
     """average <- decay * average + (1 - decay) * source, for parameters; buffers are copied.
 
-    One call for all parameters: a loop over the tensors costs a GPU one launch per tensor.
+    One call for all parameters: a loop over the tensors costs a GPU one launch per tensor. A decay that is a tensor is
+    read where it lies.
     """
-    torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1 - decay)
+    averages: list[Tensor] = list(average.parameters())
+    sources: list[Tensor] = list(source.parameters())
+    if isinstance(decay, Tensor):
+        steps = torch._foreach_sub(sources, averages)
+        torch._foreach_mul_(steps, 1 - decay)
+        torch._foreach_add_(averages, steps)
+    else:
+        torch._foreach_lerp_(averages, sources, 1 - decay)
     kept, new = list(average.buffers()), list(source.buffers())
     if kept:
         torch._foreach_copy_(kept, new)

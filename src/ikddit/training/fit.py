@@ -14,7 +14,7 @@ from ikddit.atomic import atomic_dir
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
-from ikddit.device import pick_device
+from ikddit.device import fast_bf16, pick_device, pick_precision
 from ikddit.diffusion.model import ModelConfig, OverlayModel
 from ikddit.embedding.conditions import gather_conditions, gather_maps
 from ikddit.embedding.encoders import ConditionTokens, UnifiedEmbedding
@@ -123,6 +123,10 @@ def fit(
     )
     residual, valid = residuals(train, mean_fit.mean, mean_fit.out_of_fold, normaliser.sigma_nm)
     sigma_data, sigma_max = measured_sigma(residual, valid)
+    device = pick_device(params.train.device, "train.device", workers.local_rank)
+    precision = pick_precision(params.train.precision, device)
+    if precision == "bf16" and not fast_bf16(device):
+        log.warning("train.precision: bf16, which this hardware does not have: fp32 would be much faster")
     config = ModelConfig(
         model=params.model,
         embedding=embedding.config,
@@ -134,7 +138,7 @@ def fit(
         sigma_max=sigma_max,
         mask_ratio=params.mask_ratio,
         max_lines=train.line_templates.shape[1],
-        precision=params.train.precision,
+        precision=precision,
         condition_dropout=params.train.condition_dropout,
         path_dropout=params.train.path_dropout,
         dense_path=params.train.dense_path,
@@ -150,9 +154,7 @@ def fit(
         "sigma_data %.3f nm, sigma_max %.1f nm", *(s * normaliser.sigma_nm for s in (sigma_data, sigma_max))
     )
     whole = torch.cat([model.student.encoder.whole(v.float()) for v in torch.split(valid, CHUNK)])
-    trainer = Trainer(
-        model, params, pick_device(params.train.device, "train.device", workers.local_rank), workers
-    )
+    trainer = Trainer(model, params, device, workers)
     data = TrainingData(
         residual,
         valid,
@@ -173,6 +175,7 @@ def fit(
         "sigma_data_nm": sigma_data * normaliser.sigma_nm,
         "sigma_max_nm": sigma_max * normaliser.sigma_nm,
         "device": str(trainer.device),
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "processes": workers.count,
         "final_loss": float(np.mean([row[1] for row in rows[-5:]])),

@@ -29,6 +29,7 @@ from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.distributed import ALONE, Workers
 from ikddit.training.ema import power_decay, update_average
 from ikddit.training.objective import TrainingBatch, compute_terms
+from ikddit.training.recorded import RecordedStep
 
 if TYPE_CHECKING:
     from ikddit.dataset.arrow import PreparedSplit
@@ -39,6 +40,8 @@ CURVE_EVERY = 10
 """Steps per row of the curves. Checkpoints fall on these steps too, so that a resumed run has whole rows."""
 GPU_SHARE = 0.5
 """Of a GPU's free memory that training data may take."""
+COMPILED_KINDS = 64
+"""Kinds of block that torch may compile in one process."""
 CURVE_COLUMNS = (
     "step", "loss", "dsm", "mae", "generator", "discriminator", "discriminator_accuracy",
     "alignment_cosine", "alignment_cka", "gate", "gate_max", "grad_norm", "learning_rate",
@@ -151,6 +154,8 @@ def draw_batch(
 
 def compile_blocks(*modules: nn.Module) -> None:
     """Compile every transformer block in place; the blocks of one shape share one compiled kernel."""
+    # shapes, with and without gradient, masked and not: more kinds than torch's limit of 8, past which it gives up
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_KINDS)
     for module in modules:
         for part in module.modules():
             if isinstance(part, Block):
@@ -193,8 +198,10 @@ class Trainer:
         width, context = self.student.encoder.size.width, model.config.embedding.dim
         made = make_discriminator(params.train.discriminator, width, context)
         self.discriminator = None if made is None else made.to(device)
-        self.optimiser = self._adamw(self.trained, params.train.learning_rate, 0.01)
-        self.opponent = None if made is None else self._adamw(made, params.train.learning_rate, 0.0)
+        recordable = device.type == "cuda" and workers.count == 1 and self.encoders is None
+        self.recorded = RecordedStep(self._update, device) if params.train.cuda_graph and recordable else None
+        self.optimiser = self._adamw(self.trained, 0.01)
+        self.opponent = None if made is None else self._adamw(made, 0.0)
         if self.discriminator is not None:
             workers.share_weights(self.discriminator)
         if params.train.compile:
@@ -206,9 +213,14 @@ class Trainer:
         self.resumed = False
         self.rows: list[list[float]] = []
 
-    def _adamw(self, module: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
+    def _adamw(self, module: nn.Module, decay: float) -> torch.optim.AdamW:
         return torch.optim.AdamW(
-            module.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True
+            module.parameters(),
+            lr=self.params.train.learning_rate if self.recorded is None else self.recorded.rate,
+            betas=(0.9, 0.95),
+            weight_decay=decay,
+            fused=True,
+            capturable=self.recorded is not None,
         )
 
     def state(self) -> dict[str, Any]:
@@ -243,6 +255,9 @@ class Trainer:
             if self.discriminator is not None and self.opponent is not None:
                 self.discriminator.load_state_dict(state["discriminator"])
                 self.opponent.load_state_dict(state["opponent"])
+            for optimiser in (self.optimiser, self.opponent):
+                for group in optimiser.param_groups if optimiser else ():
+                    group["capturable"] = self.recorded is not None  # the state may be of another device
             self.step, self.rows, self.saved = state["step"], state["rows"], state["step"]
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -255,20 +270,38 @@ class Trainer:
 
         Values stay on the device: reading one would make a GPU wait in every step.
         """
-        params = self.params
-        rate = learning_rate(self.step, params)
-        share = self.workers.share(min(params.train.batch, len(data.residual)))
-        encoder = self.student.encoder
         batch = draw_batch(
             data,
             self.step,
-            params,
-            encoder.tokens,
+            self.params,
+            self.student.encoder.tokens,
             self.groups,
             workers=self.workers,
             device=self.device,
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=params.train.precision == "bf16"):
+        rate = learning_rate(self.step, self.params)
+        decay = power_decay(self.step + 1, self.params.train.ema_gamma)
+        if self.recorded is not None and batch.whole is not None:
+            values = self.recorded.run(batch, rate, decay)
+        else:
+            share = self.workers.share(min(self.params.train.batch, len(data.residual)))
+            values = self._update(batch, rate, decay, share)
+        self.step += 1
+        return {"step": self.step, **values, "learning_rate": rate}
+
+    def _update(
+        self, batch: TrainingBatch, rate: float | Tensor, decay: float | Tensor, share: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Change student, discriminator and averages by one batch; nothing of it is read on the host.
+
+        Args:
+            batch: this process's rows.
+            rate: learning rate.
+            decay: of the student's average.
+            share: what this process's means count for.
+        """
+        params = self.params
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.model.config.precision == "bf16"):
             terms = compute_terms(
                 self.student, self.teacher, self.discriminator, self.model.precondition, batch
             )
@@ -278,9 +311,7 @@ class Trainer:
             self._descend(self.opponent, self.discriminator, share * terms.discriminator, rate)
             self.discriminator.after_step()
             self.workers.mean_buffers(self.discriminator, share)
-        self.step += 1
         update_average(self.teacher, self.student.encoder, params.train.teacher_decay)
-        decay = power_decay(self.step, params.train.ema_gamma)
         update_average(self.average, self.student, decay)
         if self.encoders is not None and self.average_encoders is not None:
             update_average(self.average_encoders, self.encoders, decay)
@@ -289,7 +320,6 @@ class Trainer:
         ]
         opened = torch.stack(gates) if gates else norm.new_zeros(1)
         return {
-            "step": self.step,
             "loss": loss.detach(),
             "dsm": terms.dsm.detach(),
             "mae": terms.mae.detach(),
@@ -301,11 +331,15 @@ class Trainer:
             "gate": opened.mean(),
             "gate_max": opened.max(),
             "grad_norm": norm,
-            "learning_rate": rate,
         }
 
     def _descend(
-        self, optimiser: torch.optim.AdamW, module: nn.Module, loss: Tensor, rate: float, clip: bool = False
+        self,
+        optimiser: torch.optim.AdamW,
+        module: nn.Module,
+        loss: Tensor,
+        rate: float | Tensor,
+        clip: bool = False,
     ) -> Tensor:
         """One optimiser step on the loss of all processes; returns the norm of the gradient (0 if not clipped)."""
         for group in optimiser.param_groups:

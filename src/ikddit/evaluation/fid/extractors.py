@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ikddit.device import pick_device
+from ikddit.device import pick_device, pick_precision
 from ikddit.embedding.encoders import UnifiedEmbedding
 from ikddit.evaluation.fid.inception import InceptionFeatures, wanted_spaces
 from ikddit.evaluation.fid.spaces import EmbeddingFeatures, Extractor, OverlayFeatures
@@ -58,7 +58,6 @@ def make_extractors(
     own = own_extractors(embedding, sigma_nm, device)
     if isinstance(weights, NoWeights):
         return Extractors(own, dict.fromkeys(wanted_spaces(params.dims), "no weights"), weights.facts)
-    inception = InceptionFeatures(
-        weights, params.dims, scale_nm, params.batch, device, params.dtype == "bf16"
-    )
+    bf16 = pick_precision(params.dtype, device) == "bf16"
+    inception = InceptionFeatures(weights, params.dims, scale_nm, params.batch, device, bf16)
     return Extractors([*own, inception], inception.missing, weights.facts)

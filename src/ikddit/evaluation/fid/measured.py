@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
 from ikddit.atomic import atomic_dir, read_json, write_json
-from ikddit.device import pick_device
+from ikddit.device import pick_device, pick_precision
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.inception import InceptionFeatures, wanted_spaces
 from ikddit.evaluation.fid.rendering import render_scale_nm
@@ -102,8 +102,12 @@ def write_measured(
             log.warning("no Inception figures: %s", weights.reason)
             facts |= {"missing": dict.fromkeys(wanted_spaces(params.dims), "no weights"), "spaces": []}
         else:
-            bf16, device = params.dtype == "bf16", pick_device(params.device, "fid.device")
-            inception = InceptionFeatures(weights, params.dims, scale_nm, params.batch, device, bf16)
+            device = pick_device(params.device, "fid.device")
+            dtype = pick_precision(params.dtype, device)
+            facts["dtype"] = dtype
+            inception = InceptionFeatures(
+                weights, params.dims, scale_nm, params.batch, device, dtype == "bf16"
+            )
             barcodes = _write_features(parts, inception, scratch)
             facts |= {"missing": inception.missing, "spaces": inception.spaces, "n": len(barcodes)}
         np.save(scratch / _BARCODES, np.array(barcodes, np.str_))

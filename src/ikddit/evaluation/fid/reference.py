@@ -113,6 +113,7 @@ def build_reference(
         "weights": measured.facts["weights"],
         "missing": measured.facts["missing"] | broken,
         "scale_nm": measured.facts["scale_nm"],
+        **({"dtype": measured.facts["dtype"]} if "dtype" in measured.facts else {}),
         "halves": {"n": total // 2, **halves},
     }
     if FLOOR_PART in by_part:
