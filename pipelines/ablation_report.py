@@ -2,6 +2,7 @@
 
 import csv
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,9 @@ HEAD = """# Ablations
 
 Written by `python -m pipelines.ablate` from the tables in `reports/ablations/`; the sweeps are defined in
 `pipelines/ablations.yaml`, and `make ablate` repeats them. Every figure is of the project's own simulated data and of
-a student trained for minutes on two CPU cores (the profile of the sweep), so it compares rows of one table and nothing
-else. +- is the standard deviation over the seeds. A seed stands for its own split, embedding, training and noise.
+a student trained for minutes (the profile of the sweep), so it compares rows of one table and nothing else. Each
+section names the devices of its runs and the last commit that changed their code. +- is the standard deviation over the
+seeds. A seed stands for its own split, embedding, training and noise.
 """
 PAPER_NOTE = (
     "The paper's {name} ({source}) is of its own, unpublished data, of larger models trained for days, and on "
@@ -66,7 +68,7 @@ def shown_statistic(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     """As in a table.
 
     >>> shown_statistic([{"a": 1.0}, {"a": 3.0}], "a"), shown_statistic([{"a": 150.2}], "a")
-    ('2 +- 1.41', '150')
+    ('2 +- 1.4', '150')
     >>> shown_statistic([{"failed": "no memory"}], "a")
     'failed'
     """
@@ -83,7 +85,9 @@ def summary_lines(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for cell, runs in grouped(sweep, rows).items():
         where = ", ".join(f"{axis} {spelled(value)}" for axis, value in zip(axes, cell, strict=True))
-        what = ", ".join(f"{name} {shown_statistic(runs, name)}" for name in shown(sweep))
+        what = ", ".join(
+            f"{name} {shown_statistic(runs, name)}" for name in shown(sweep) if statistic(rows, name)
+        )
         lines.append(f"{where} (n = {len(runs)}): {what}")
     return lines
 
@@ -92,18 +96,38 @@ def markdown(name: str, sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     """The sweep's section of docs/ablations.md: title, table, the paper's figures beside, failed runs by name."""
     axes = [axis for axis in sweep.axes if axis != SEED]
     paper = [sweep.paper.name + " of the paper"] if sweep.paper else []
-    heads = [*(f"`{axis}`" for axis in axes), "runs", *shown(sweep).values(), *paper]
-    lines = [f"## {sweep.title}", "", f"`reports/ablations/{name}.csv`, profile `{sweep.profile}`.", ""]
+    metrics = {name: heading for name, heading in shown(sweep).items() if statistic(rows, name)} or shown(
+        sweep
+    )
+    heads = [*(f"`{axis}`" for axis in axes), "runs", *metrics.values(), *paper]
+    lines = [
+        f"## {sweep.title}",
+        "",
+        f"`reports/ablations/{name}.csv`, profile `{sweep.profile}`{provenance(rows)}.",
+        "",
+    ]
     lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for cell, runs in grouped(sweep, rows).items():
         known = [run for run in runs if not run.get("failed")]
-        row = [*map(spelled, cell), str(len(known)), *(shown_statistic(runs, m) for m in shown(sweep))]
+        row = [*map(spelled, cell), str(len(known)), *(shown_statistic(runs, m) for m in metrics)]
         if sweep.paper:
             row.append(_paper_value(sweep.paper, cell[axes.index(sweep.x)]))
         lines.append("| " + " | ".join(row) + " |")
     failed = [f"`{row['run']}` failed: {row['failed']}" for row in rows if row.get("failed")]
     notes = [PAPER_NOTE.format(name=sweep.paper.name, source=sweep.paper.source)] if sweep.paper else []
     return "\n".join([*lines, "", *notes, *failed]).rstrip() + "\n"
+
+
+def provenance(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Devices and commits of the runs, as the end of a sentence; rows of before devices were noted are of a CPU.
+
+    >>> provenance([{"device": "cuda:0", "code_commit": "ab12"}, {"device": "cuda:0", "code_commit": "ab12"}, {}])
+    '; device cuda (2), cpu (1); code of ab12'
+    """
+    devices = Counter(str(row.get("device") or "cpu").partition(":")[0] for row in rows)
+    commits = sorted({str(row["code_commit"]) for row in rows if row.get("code_commit")})
+    said = "; device " + ", ".join(f"{device} ({count})" for device, count in devices.most_common())
+    return said + (f"; code of {', '.join(commits)}" if commits else "")
 
 
 def _paper_value(paper: PaperRow, x: Scalar) -> str:
