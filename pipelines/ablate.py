@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ikddit.errors import IkdditError
 from pipelines.ablation_report import draw, markdown, read_rows, summary_lines, write_document
 from pipelines.clones import remove_dead_clones
 from pipelines.collect import row_of, write_rows
+from pipelines.mend import mend
 from pipelines.process import CommandError, dvc_command, git, run_command, stop_running
 from pipelines.sweeps import Run, Sweep, expand, read_definitions
 
@@ -92,6 +94,36 @@ def recorded(name: str, sweep: Sweep, runs: Sequence[Run], root: Path) -> dict[s
         and row.get("code_commit")
         and same(row["code_commit"])
     }
+
+
+@dataclass(frozen=True)
+class State:
+    """A sweep's runs, and which of them a run with the code of HEAD would only repeat."""
+
+    sweep: Sweep
+    runs: list[Run]
+    there: dict[str, str]
+    """Revisions of the experiments that are there, by name (`finished`)."""
+    kept: dict[str, dict[str, Any]]
+    """Rows of the table that git holds, by name (`recorded`)."""
+
+    @classmethod
+    def of(cls, name: str, root: Path) -> "State":
+        """Look.
+
+        Raises:
+            ParamsError: no such sweep, or settings that are refused.
+        """
+        definitions = read_definitions()
+        runs = expand(name, definitions, read_params(root))
+        sweep = definitions.sweeps[name]
+        there = finished(root, [run.name for run in runs])
+        return cls(sweep, runs, there, recorded(name, sweep, runs, root))
+
+    @property
+    def missing(self) -> list[Run]:
+        """What has to be run."""
+        return [run for run in self.runs if run.name not in self.there.keys() | self.kept.keys()]
 
 
 def require_committed(root: Path) -> None:
@@ -210,13 +242,11 @@ def ablate(name: str, root: Path, jobs: int = 1) -> list[dict[str, Any]]:
         ParamsError: no such sweep, or settings that are refused; nothing has run.
         IkdditError: sources are not committed.
     """
-    definitions = read_definitions()
-    sweep, runs = definitions.sweeps[name], expand(name, definitions, read_params(root))
+    state = State.of(name, root)
+    sweep, runs, missing = state.sweep, state.runs, state.missing
     require_committed(root)
-    there = finished(root, [run.name for run in runs])
-    kept = recorded(name, sweep, runs, root)
-    missing = [run for run in runs if run.name not in there.keys() | kept.keys()]
     say = get_run_logger()
+    mend(root, say.warning)
     for orphan in stop_orphans(root, [run.name for run in runs]):
         say.info("stopped %s, which a killed sweep had left running", orphan)
     for clone in remove_dead_clones(root):
@@ -226,7 +256,7 @@ def ablate(name: str, root: Path, jobs: int = 1) -> list[dict[str, Any]]:
     failed = run_missing(missing, root, jobs)
     for failure, reason in failed.items():
         say.warning("%s failed: %s", failure, reason)
-    rows = collect(root, runs, kept, failed)
+    rows = collect(root, runs, state.kept, failed)
     write_rows(rows, root / FOLDER / f"{name}.csv")
     draw(sweep, rows, root / FOLDER / name)
     table = markdown(name, sweep, rows)
@@ -246,33 +276,25 @@ def read_params(root: Path) -> dict[str, Any]:
 
 def dry_run(name: str, root: Path) -> list[str]:
     """Lines that say of each run whether it is there, and the command that makes it."""
-    definitions = read_definitions()
-    runs = expand(name, definitions, read_params(root))
-    there = finished(root, [run.name for run in runs])
-    kept = recorded(name, definitions.sweeps[name], runs, root)
-    lines = [f"{name}: {len(runs)} runs, {len(there.keys() | kept.keys())} of them there"]
-    for run in runs:
-        if run.name in there:
-            state = f"there, {there[run.name][:12]}"
-        elif run.name in kept:
-            state = f"in the table, of {kept[run.name]['code_commit']}"
+    state = State.of(name, root)
+    lines = [f"{name}: {len(state.runs)} runs, {len(state.runs) - len(state.missing)} of them there"]
+    for run in state.runs:
+        if run.name in state.there:
+            said = f"there, {state.there[run.name][:12]}"
+        elif run.name in state.kept:
+            said = f"in the table, of {state.kept[run.name]['code_commit']}"
         else:
-            state = " ".join(run.arguments())
-        lines.append(f"  {run.name}: {state}")
+            said = " ".join(run.arguments())
+        lines.append(f"  {run.name}: {said}")
     return lines
 
 
 def queue(name: str, root: Path) -> None:
     """Put the missing runs in DVC's own queue, for `dvc queue start` on this machine at any time."""
     require_committed(root)
-    definitions = read_definitions()
-    runs = expand(name, definitions, read_params(root))
-    there = finished(root, [run.name for run in runs]).keys()
-    there |= recorded(name, definitions.sweeps[name], runs, root).keys()
-    for run in runs:
-        if run.name not in there:
-            command, env = dvc_command("exp", "run", "--queue", "-n", run.name, *run.arguments())
-            run_command(command, root, print, env)
+    for run in State.of(name, root).missing:
+        command, env = dvc_command("exp", "run", "--queue", "-n", run.name, *run.arguments())
+        run_command(command, root, print, env)
 
 
 def main() -> None:
