@@ -44,6 +44,16 @@ def shown(sweep: Sweep) -> dict[str, str]:
     return {name: heading for name, heading in SHOWN.items() if name not in sweep.leave_out}
 
 
+def known_of_all(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Those of `shown` that every finished run has: a mean over some of a cell's runs would be of other seeds."""
+    finished = [row for row in rows if not row.get("failed")]
+    return {
+        name: heading
+        for name, heading in shown(sweep).items()
+        if finished and all(row.get(name) not in (None, "") for row in finished)
+    }
+
+
 Cell = tuple[Scalar, ...]
 
 
@@ -85,9 +95,7 @@ def summary_lines(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for cell, runs in grouped(sweep, rows).items():
         where = ", ".join(f"{axis} {spelled(value)}" for axis, value in zip(axes, cell, strict=True))
-        what = ", ".join(
-            f"{name} {shown_statistic(runs, name)}" for name in shown(sweep) if statistic(rows, name)
-        )
+        what = ", ".join(f"{name} {shown_statistic(runs, name)}" for name in known_of_all(sweep, rows))
         lines.append(f"{where} (n = {len(runs)}): {what}")
     return lines
 
@@ -96,9 +104,7 @@ def markdown(name: str, sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     """The sweep's section of docs/ablations.md: title, table, the paper's figures beside, failed runs by name."""
     axes = [axis for axis in sweep.axes if axis != SEED]
     paper = [sweep.paper.name + " of the paper"] if sweep.paper else []
-    metrics = {name: heading for name, heading in shown(sweep).items() if statistic(rows, name)} or shown(
-        sweep
-    )
+    metrics = known_of_all(sweep, rows) or shown(sweep)
     heads = [*(f"`{axis}`" for axis in axes), "runs", *metrics.values(), *paper]
     lines = [
         f"## {sweep.title}",
@@ -139,7 +145,7 @@ def draw(sweep: Sweep, rows: Sequence[Mapping[str, Any]], stem: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = [name for name in shown(sweep) if any(statistic([row], name) for row in rows)]
+    panels = list(known_of_all(sweep, rows))
     figure = Figure(figsize=(13.0, 5.6), layout="constrained")
     figure.suptitle(sweep.title)
     for number, metric in enumerate(panels):

@@ -116,8 +116,6 @@ def table(name: str) -> list[dict[str, str]]:
     [
         ("RMSE nm, with the dense path", "True", "rmse_nm", 2),
         ("RMSE nm, without it", "False", "rmse_nm", 2),
-        ("training, CPU s, with it", "True", "train.cpu_seconds", 0),
-        ("training, CPU s, without it", "False", "train.cpu_seconds", 0),
     ],
 )
 def test_mask_ratios_are_those_of_the_committed_table(label: str, dense: str, metric: str, digits: int):
@@ -137,6 +135,12 @@ def test_seeds_of_the_mask_ratios_are_counted():
     assert f"{ {2: 'two', 3: 'three'}[len(seeds)] } seeds, mean +- sd; paper-like base" in " ".join(
         README.split()
     )
+
+
+def test_sizes_are_those_of_the_committed_table():
+    found = {row["model"]: float(row["rmse_nm"]) for row in table("size")}
+    text = f"T/8 {found['T/8']:.2f}, T/4 {found['T/4']:.2f}, S/8 {found['S/8']:.2f}"
+    assert text in " ".join(README.split())
 
 
 @pytest.mark.parametrize(
