@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import precision_of
 from ratios import Ratio, print_result
 
-from ikddit.device import pick_device, pick_precision
+from ikddit.device import pick_device
 
 CONTEXT = 66
 """Condition tokens of the default profile: 16 of the previous map, 8 of the log channels, 32 log lines, 10 ids."""
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--child", metavar="RESULT", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.precision = args.precision or pick_precision("auto", pick_device(args.device, "--device"))
+    args.precision = precision_of(args)
     if args.child:
         child(args)
         return

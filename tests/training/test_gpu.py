@@ -1,7 +1,7 @@
 """On a GPU: the CPU's numbers, no waiting in a step, resume, compiled blocks. Skipped where torch sees none."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from ikddit.params import parse_params
 from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
 from ikddit.training.objective import TrainingBatch, compute_terms
-from ikddit.training.recorded import PLAIN_STEPS
+from ikddit.training.recorded import PLAIN_STEPS, tensors_of, with_tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 LOSSES = ("loss", "dsm", "mae", "generator", "discriminator", "grad_norm")
@@ -35,12 +35,7 @@ def data_with_flags() -> TrainingData:
 
 
 def moved(batch: TrainingBatch, device: str) -> TrainingBatch:
-    def move(value: object) -> object:
-        if isinstance(value, ConditionTokens):
-            return ConditionTokens(value.tokens.to(device), value.pad.to(device), value.pooled.to(device))
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return TrainingBatch(**{f.name: move(getattr(batch, f.name)) for f in fields(batch)})  # type: ignore[arg-type]
+    return with_tensors(batch, [tensor.to(device) for tensor in tensors_of(batch)])
 
 
 def shaken(model: torch.nn.Module) -> None:
