@@ -34,6 +34,7 @@ def test_params_yaml_holds_the_documented_defaults():
         ({"validate": {"max_abs_nm": 0}}, r"validate\.max_abs_nm: "),
         ({"fid": {"dims": [64, 100]}}, r"fid\.dims\.1: "),
         ({"fid": {"dims": []}}, r"fid\.dims: "),
+        ({"control": {"maintenance": "PM ("}}, r"control\.maintenance: .*not a regular expression"),
     ],
 )
 def test_what_does_not_fit_is_named(values, named):

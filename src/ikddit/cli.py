@@ -319,7 +319,7 @@ def monitor(
         Path | None, typer.Option(help="Folder of record Parquet files; default data/validated.")
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="Per-wafer errors; default data/generated/wafers.parquet.")
+        Path | None, typer.Option(help="Per-wafer errors; default data/evaluation/wafers.parquet.")
     ] = None,
     until: Annotated[
         str | None, typer.Option(help="Limits come from wafers before this date; default end of training.")

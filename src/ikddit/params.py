@@ -3,11 +3,12 @@
 Unknown keys, wrong types and values out of range are refused by name before a stage runs.
 """
 
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ikddit.errors import ParamsError
 
@@ -386,6 +387,17 @@ class ControlParams(Section):
     """With fewer of them the standard deviation is pooled over all machines."""
     maintenance: str = "PM completed"
     """Regular expression of log lines that mark a maintenance."""
+
+    @field_validator("maintenance")
+    @classmethod
+    def _maintenance_is_a_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"not a regular expression: {error}; write a plain bracket as \\[ or \\("
+            ) from None
+        return pattern
 
 
 class ScheduleParams(Section):

@@ -8,10 +8,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_wafers import made_split
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from ikddit.atomic import write_json
+from ikddit.dataset.arrow import PreparedSplit
 from ikddit.errors import InputError
+from ikddit.evaluation.generated import Generated
+from ikddit.evaluation.student import Measured, wafer_table
 from ikddit.monitoring.control_charts import by_period, control_charts, ewma, ewma_sigma, maintenance_times
 from ikddit.monitoring.page import Monitoring, build_page, monitor, read_wafers, write_monitoring
 from ikddit.mpom.schema import ID_FIELDS, PIXELS, record_schema
@@ -189,13 +194,24 @@ def write_records(folder: Path, shift_nm: float) -> Path:
 
 
 def write_scores(path: Path, weeks: range) -> Path:
+    """The evaluate stage's table of wafers measured as 0, with M3S forecast as 0.5 nm (x) and 1 nm (y)."""
     codes = [f"SC{s}-{w}-{i}" for s in (1, 2) for w in weeks for i in range(3)]
-    ones = np.ones(len(codes))
-    columns = {"barcode": codes, "rmse_nm": 0.8 * ones, "m3s_x_nm": 5.0 * ones, "pred_m3s_x_nm": 5.5 * ones}
-    columns |= {"m3s_y_nm": 4.0 * ones, "pred_m3s_y_nm": 3.0 * ones}
+    n = len(codes)
+    made = made_split(["SC1"] * n, ["L1"] * n, np.zeros((n, 3))).table
+    at = made.schema.get_field_index("barcode")
+    split = PreparedSplit.from_table(made.set_column(at, made.schema.field(at), pa.array(codes)))
+    point = np.full((n, 2, 64, 64), 0.8, np.float16)
+    generated = Generated(point[:, None], {"given": point}, made, None, {}, {})
+    measured = Measured.of(split, np.zeros((2, 64, 64), np.float32))
+    table = wafer_table(generated, measured, np.tile([0.5, 1.0], (n, 1, 1)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(table), path)
     return path
+
+
+def outs_of(stage: str) -> list[str]:
+    dvc = YAML(typ="safe").load(Path(__file__).parents[2] / "dvc.yaml")
+    return [out for out in dvc["stages"][stage]["outs"] if isinstance(out, str)]
 
 
 def test_wafers_are_read_with_their_quality_overlay_and_errors(tmp_path: Path) -> None:
@@ -214,7 +230,8 @@ def test_wafers_are_read_with_their_quality_overlay_and_errors(tmp_path: Path) -
 @pytest.mark.parametrize("shift_nm", [0.0, 3.0])
 def test_the_page_names_the_planted_shift_and_its_maintenance(tmp_path: Path, shift_nm: float) -> None:
     records = write_records(tmp_path / "data" / "validated", shift_nm)
-    write_scores(tmp_path / "data" / "generated" / "wafers.parquet", range(16, 20))
+    scores = write_scores(tmp_path / "data" / "evaluation" / "wafers.parquet", range(16, 20))
+    assert str(scores.parent.relative_to(tmp_path)) in outs_of("evaluate")
     end = START + pd.Timedelta(weeks=16)
     write_json(tmp_path / "data" / "prepared" / "splits.json", {"splits": {"train": {"to": end.isoformat()}}})
     found = write_monitoring(tmp_path, PARAMS)

@@ -19,7 +19,8 @@ from ikddit.monitoring.control_charts import METRICS, SHARES, Chart, control_cha
 from ikddit.params import ControlParams
 
 RECORDS = "data/validated"
-SCORES = "data/generated/wafers.parquet"
+SCORES = "data/evaluation/wafers.parquet"
+"""Written by the evaluate stage (`wafer_table`)."""
 SPLITS = "data/prepared/splits.json"
 PAGE = "reports/monitoring.html"
 
