@@ -47,6 +47,14 @@ def read_network(folder: Path, build: Callable[[dict[str, Any]], Network], what:
     try:
         network = build(read_json(folder / CONFIG))
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise ModelError(f"{folder}: not a usable {what} ({error}); {remedy}") from error
     return network.eval()

@@ -158,7 +158,16 @@ def test_normaliser_survives_json_exactly(tmp_path) -> None:
     assert (again.log_mean, again.log_std, again.sigma_nm) == (one.log_mean, one.log_std, one.sigma_nm)
 
 
-@pytest.mark.parametrize("text", ['{"log_names": ["a"]}', '{"log_names"', "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"log_names": ["a"]}',
+        '{"log_names"',
+        "[" * 100_000,
+        "\udcff",
+        '{"log_names": ["a"], "log_mean": [0], "log_std": [1%s]}' % ("0" * 400),
+    ],
+)
 def test_damaged_normaliser_is_refused(tmp_path, text: str) -> None:
     (tmp_path / "n.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"n\.json: normaliser"):
