@@ -38,17 +38,17 @@ ablate: $(STAMP) ## run the sweeps of pipelines/ablations.yaml; SWEEPS="mask" na
 # Two workers share the cores: threads of their own would only wait for one another.
 test test-fast test-dask faults: export OMP_NUM_THREADS = 1
 
-test: $(STAMP) test-all test-dask ## run the tests
+# tests/conftest.py puts the dearest groups first: pytest-xdist would begin with those of most tests.
+PYTEST := pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: test-all
-test-all: $(STAMP)
-	pytest -n 2 --dist loadgroup
+test: $(STAMP) ## run the tests
+	$(PYTEST)
 
-test-fast: $(STAMP) ## run the tests that start no DVC, MLflow server or Prefect
-	pytest -n 2 --dist loadgroup -m "not pipeline"
+test-fast: $(STAMP) ## run the tests that start no DVC, MLflow server, Prefect or Dask
+	$(PYTEST) -m "not pipeline"
 
-test-dask: $(STAMP) ## run the tests of ingest on Dask, in a session of their own
-	IKDDIT_TEST_DASK=1 pytest tests/mpom/test_engines.py -o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
+test-dask: $(STAMP) ## run the tests of ingest on Dask alone
+	IKDDIT_TEST_DASK=1 pytest tests/mpom/test_engines.py
 
 faults: $(STAMP) ## kill -9 the pipeline KILLS (100) times at random moments and see it come out the same (hours)
 	python tests/faults/kill_anywhere.py --kills $(or $(KILLS),100)

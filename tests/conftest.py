@@ -12,7 +12,51 @@ from ikddit.mpom.schema import ID_FIELDS, log_names_of, record_schema
 from ikddit.overlay.grid import wafer_grid
 
 MakeRecords = Callable[..., pa.Table]
+DEAREST_FIRST = (
+    "retrain",
+    "end_to_end",
+    "kill",
+    "determinism",
+    "services",
+    "served",
+    "team",
+    "disk",
+    "fuzz",
+)
+"""Groups of tests by what they take, for pytest-xdist: minutes of work that begin last would end alone."""
 START = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group what shares a module's fixtures, which are then made in one worker only; dearest groups first.
+
+    Of the rest, what runs DVC, MLflow or Prefect comes before the groups, and tests on their own come last: they fill
+    up the worker that is done sooner.
+    """
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        if group and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+    def rank(item: pytest.Item) -> int:
+        group = groups[item]
+        if group in DEAREST_FIRST:
+            return DEAREST_FIRST.index(group)
+        dear = item.get_closest_marker("pipeline") is not None
+        return len(DEAREST_FIRST) + (0 if dear else 1 if group else 2)
+
+    items.sort(key=rank)
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Name of a test's group: as marked, or its module's if it uses a fixture that is made once for the module."""
+    if marker := item.get_closest_marker("xdist_group"):
+        return str(marker.args[0])
+    if not isinstance(item, pytest.Function):
+        return None
+    used = [found for name in item.fixturenames for found in item._fixtureinfo.name2fixturedefs.get(name, ())]
+    return item.path.stem.removeprefix("test_") if any(found.scope == "module" for found in used) else None
 
 
 def build_records(

@@ -153,7 +153,6 @@ def test_top_says_how_many_lines(
 
 
 @pytest.mark.pipeline
-@pytest.mark.xdist_group("pipeline")
 def test_a_stage_runs_under_dvc_in_the_copy_alone(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")

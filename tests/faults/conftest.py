@@ -1,4 +1,4 @@
-"""Killed processes, full and read-only disks: real stages in checkouts of their own, one group of xdist."""
+"""Killed processes, full and read-only disks: real stages in checkouts of their own."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ sys.path[:0] = [
 from checkouts import clean_environment, finished_checkout, mark_as_pipeline  # noqa: E402
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+@pytest.hookimpl(tryfirst=True)  # before tests/conftest.py puts them in order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_as_pipeline(items, Path(__file__).parent)
 

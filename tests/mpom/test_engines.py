@@ -25,10 +25,8 @@ from ikddit.mpom.survey import survey
 from ikddit.mpom.tasks import Job, Outcome
 from ikddit.params import parse_params
 
-# In a session of their own: the threads of Dask's client stay when its tests are over.
-pytestmark = pytest.mark.skipif(
-    os.environ.get("IKDDIT_TEST_DASK") != "1", reason="run apart, by `make test-dask`"
-)
+# In a session of their own, which test_dask.py starts: the threads of Dask's client stay when its tests are over.
+pytestmark = pytest.mark.skipif(os.environ.get("IKDDIT_TEST_DASK") != "1", reason="run by test_dask.py")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,11 +68,10 @@ def free_port() -> int:
 
 
 def mark_as_pipeline(items: list[pytest.Item], folder: Path) -> None:
-    """Tests of a folder that fill the machine: all of them in one xdist group."""
+    """Mark the tests of a folder, whose seconds to minutes `make test-fast` leaves out."""
     for item in items:
         if folder in item.path.parents:
             item.add_marker(pytest.mark.pipeline)
-            item.add_marker(pytest.mark.xdist_group("pipeline"))
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -81,24 +81,25 @@ def copy_checkout(folder: Path) -> Path:
     return copy_project(folder, Path(__file__).with_name("tiny.yaml"))
 
 
-_finished: dict[Path, tuple[Path, Path]] = {}
-
-
 def finished_checkout(factory: pytest.TempPathFactory, env: dict[str, str]) -> tuple[Path, Path]:
-    """A checkout in which `dvc repro` has run, once per session, and a copy of it.
+    """A checkout in which `dvc repro` has run, once for all workers of pytest-xdist, and a copy of it.
 
     Returns:
-        The checkout, which tests may go on with; the copy, for those that need it as it was. The copy's registry
-        points to the files of the checkout.
+        The checkout, which the tests of one group may go on with; the copy, for those that need it as it was. The
+        copy's registry points to the files of the checkout.
     """
     base = factory.getbasetemp()
-    if base not in _finished:
-        folder = copy_checkout(factory.mktemp("checkout"))
-        run(folder, env, "dvc", "repro", timeout_s=900)
-        copy = factory.mktemp("finished") / "checkout"
-        shutil.copytree(folder, copy, symlinks=True)
-        _finished[base] = (folder, copy)
-    return _finished[base]
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    note = shared / "finished.txt"
+    with FileLock(shared / "finished.lock"):
+        if not note.exists():
+            folder = copy_checkout(factory.mktemp("checkout"))
+            run(folder, env, "dvc", "repro", timeout_s=900)
+            copy = factory.mktemp("finished") / "checkout"
+            shutil.copytree(folder, copy, symlinks=True)
+            note.write_text(f"{folder}\n{copy}")
+    folder, copy = (Path(line) for line in note.read_text().splitlines())
+    return folder, copy
 
 
 def make_toy_checkout(folder: Path) -> Path:

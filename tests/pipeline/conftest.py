@@ -1,4 +1,4 @@
-"""Real DVC, MLflow and Prefect processes; all of them in one xdist group, since they fill the machine."""
+"""Real DVC, MLflow and Prefect processes."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from checkouts import ROOT, clean_environment, make_toy_checkout, mark_as_pipeli
 sys.path.insert(0, str(ROOT))  # `pipelines` is not part of the installed package
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+@pytest.hookimpl(tryfirst=True)  # before tests/conftest.py puts them in order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_as_pipeline(items, Path(__file__).parent)
 
