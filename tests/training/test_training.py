@@ -7,18 +7,27 @@ import pytest
 import torch
 from made_training import made_config, made_data, made_trainer
 
+from ikddit.atomic import read_json, write_json
 from ikddit.diffusion.edm import Preconditioning
 from ikddit.diffusion.model import OverlayModel
 from ikddit.diffusion.plan import SamplingPlan
 from ikddit.embedding.encoders import ConditionTokens
 from ikddit.errors import ModelError, TrainingError
 from ikddit.networks.codec import CodecConfig
-from ikddit.networks.mean import SpotLine, interaction_columns, spot_grid
+from ikddit.networks.mean import ConditionalMean, SpotLine, interaction_columns, spot_grid
 from ikddit.params import parse_params
 from ikddit.training.ema import power_decay, update_average
 from ikddit.training.fit import fit
 from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
-from ikddit.training.mean import _crossed_columns, _out_of_fold, _ridge, _screen, _splat, located_lines
+from ikddit.training.mean import (
+    _add_interactions,
+    _crossed_columns,
+    _out_of_fold,
+    _ridge,
+    _screen,
+    _splat,
+    located_lines,
+)
 from ikddit.training.objective import compute_terms
 from ikddit.training.recorded import tensors_of, with_tensors
 
@@ -185,6 +194,11 @@ def test_model_folder_round_trip_and_damage(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(ModelError, match="not a usable model folder"):
         OverlayModel.load(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    config["mean"]["id_sizes"] = config["mean"]["id_sizes"][:2]
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(ModelError, match="not a usable model folder"):
+        OverlayModel.load(tmp_path)
 
 
 def test_screening_finds_the_planted_interaction():
@@ -194,6 +208,17 @@ def test_screening_finds_the_planted_interaction():
     found = _screen(x, ids, _crossed_columns(ids, 10), target, 6, torch.zeros(0, 3, dtype=torch.long))
     assert found[0].tolist() == [4, 2, 9]
     assert torch.equal(interaction_columns(x, ids, found[:1])[:, 0], (ids[:, 4] == 2) * x[:, 9])
+
+
+@pytest.mark.parametrize("most", [5, 15, 20])
+def test_no_more_interactions_enter_than_are_asked_for(most):
+    g = torch.Generator().manual_seed(0)
+    mean = ConditionalMean(made_config().mean)
+    ids = torch.randint(1, 3, (400, 10), generator=g)
+    x, scores = (torch.randn(400, width, generator=g) for width in (mean.config.one_hot + 12, 2))
+    mean.ridge, better = _ridge(x, scores, 1.0), iter(range(100, 0, -1))
+    _add_interactions(mean, x, ids, scores, 1.0, most, lambda _: float(next(better)))
+    assert len(mean.interaction) == mean.config.interactions == most
 
 
 def test_a_missing_channel_can_change_what_another_input_is_worth():
@@ -245,7 +270,9 @@ def test_spot_kernel_is_recovered_and_lands_where_the_line_says():
     shape = torch.nn.functional.grid_sample(kernel[None], spot_grid(x[:1], y[:1], pitch), align_corners=True)
     error = (shape * height[0] - maps[:1]).square().mean().sqrt() / maps[:1].square().mean().sqrt()
     assert float(error) < 0.1
-    assert located_lines(["", "?", "WARN hot spot x=<num> y=<num> mm dz=<num> nm"]) == (SpotLine(2, 0, 1, 2),)
+    templates = ["", "?", "WARN hot spot x=<num> y=<num> mm dz=<num> nm"]
+    assert located_lines(templates, 3) == (SpotLine(2, 0, 1, 2),)
+    assert located_lines(templates, 2) == ()  # its height is not kept
 
 
 def test_an_average_with_a_decay_on_the_device_is_the_same():

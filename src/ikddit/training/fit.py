@@ -114,7 +114,7 @@ def fit(
     embedding = load_embedding(embedding_dir)
     mean_fit = fit_mean(
         train,
-        val if len(val) else train,
+        val,
         ["", "?", *vocabularies.templates],
         embedding.config.id_sizes,
         normaliser.sigma_nm,
@@ -171,7 +171,7 @@ def fit(
         "model": params.model,
         "tokens": model.student.encoder.tokens,
         "student_parameters": sum(p.numel() for p in model.student.parameters()),
-        "mean_parameters": sum(p.numel() for p in model.mean.parameters()),
+        "mean_parameters": sum(b.numel() for b in model.mean.buffers()),
         "sigma_data_nm": sigma_data * normaliser.sigma_nm,
         "sigma_max_nm": sigma_max * normaliser.sigma_nm,
         "device": str(trainer.device),

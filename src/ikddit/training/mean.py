@@ -48,13 +48,14 @@ class MeanFit:
     report: dict[str, float]
 
 
-def located_lines(templates: list[str]) -> tuple[SpotLine, ...]:
+def located_lines(templates: list[str], values: int) -> tuple[SpotLine, ...]:
     """Find templates that name a place in mm: `x=<num> y=<num> mm` and one more number.
 
     Args:
         templates: vocabulary in index order, pad and unknown included.
+        values: numbers kept of a line; a template that needs one beyond them is left out.
 
-    >>> located_lines(["", "?", "WARN levelling hot spot x=<num> y=<num> mm dz=<num> nm"])
+    >>> located_lines(["", "?", "WARN levelling hot spot x=<num> y=<num> mm dz=<num> nm"], 6)
     (SpotLine(template=2, x=0, y=1, height=2),)
     """
     found = []
@@ -62,8 +63,8 @@ def located_lines(templates: list[str]) -> tuple[SpotLine, ...]:
         keys = re.findall(r"(?:(\w+)\s*=\s*)?<num>", text)
         if " mm" in text and "x" in keys and "y" in keys:
             others = [i for i, key in enumerate(keys) if key not in ("x", "y")]
-            if others:
-                found.append(SpotLine(index, keys.index("x"), keys.index("y"), others[0]))
+            if others and max(place := (keys.index("x"), keys.index("y"), others[0])) < values:
+                found.append(SpotLine(index, *place))
     return tuple(found)
 
 
@@ -87,9 +88,14 @@ def _components(rows: Tensor, count: int, seed: int) -> Float[Tensor, "K P"]:
 
 
 def _ridge(x: Tensor, y: Tensor, alpha: float) -> Tensor:
-    gram = x.T @ x
-    gram.diagonal().add_(alpha)
-    weights: Tensor = torch.linalg.solve(gram, x.T @ y)
+    return _solved(x.T @ x, x.T @ y, alpha)
+
+
+def _solved(gram: Tensor, moment: Tensor, alpha: float) -> Tensor:
+    """Weights of a ridge from its normal equations, which do not depend on the penalty."""
+    penalised = gram.clone()
+    penalised.diagonal().add_(alpha)
+    weights: Tensor = torch.linalg.solve(penalised, moment)
     return weights
 
 
@@ -103,8 +109,9 @@ def fit_mean(
     params: MeanParams,
     seed: int,
 ) -> MeanFit:
-    """Fit mu(c) on train; the ridge penalty is chosen on val, folds are whole lots.
+    """Fit mu(c) on train; the ridge penalty and the interactions are chosen on val, folds are whole lots.
 
+    An empty val leaves the choice to lots of train that a ridge has not seen; the report is then without `val_rmse_*`.
     Holds the training maps once in memory as float32 (32 kB a wafer).
     """
     config = MeanConfig(
@@ -115,7 +122,7 @@ def fit_mean(
         components=min(params.components, len(train)),
         prev_components=min(PREV_COMPONENTS, len(train)),
         interactions=0,
-        spots=located_lines(templates) if params.kind == "learned" else (),
+        spots=located_lines(templates, train.line_values.shape[2]) if params.kind == "learned" else (),
         pitch_mm=PITCH_MM,
     )
     mean = ConditionalMean(config)
@@ -135,41 +142,62 @@ def fit_mean(
     x = (raw - mean.feature_mean) / mean.feature_std
     del raw
     report: dict[str, float] = {}
+    lots = lot_ids(train)
     val_conditions = gather_conditions(val, slice(None), sigma_nm)
     val_maps, val_valid = gather_maps(val, slice(None), sigma_nm)
+    if not len(val):
+        log.info("conditional mean: no val wafers, so lots left out of train choose penalty and interactions")
 
     def val_rmse() -> float:
         error = (mean(val_conditions) - val_maps) * val_valid
         return float((error.square().sum() / (2 * val_valid.sum())).sqrt() * sigma_nm)
 
+    def unseen_error(features: Tensor, scores: Tensor, alpha: float) -> float:
+        found = _out_of_fold(features, scores, lots, alpha, params.folds, seed)
+        return float((found - scores).square().mean())
+
+    def note(name: str) -> None:
+        if len(val):
+            report[f"val_rmse_{name}_nm"] = val_rmse()
+
+    gram = x.T @ x
+
     def fit_ridge() -> float:
         mean.basis.copy_(_components(residual, config.components, seed))
-        scores, x_val = residual @ mean.basis.T, mean.features(val_conditions)
-        target = ((val_maps - mean.mean_map - mean.spots(val_conditions)) * val_valid).flatten(
-            1
-        ) @ mean.basis.T
-        errors = {a: float((x_val @ _ridge(x, scores, a) - target).square().mean()) for a in RIDGE_ALPHAS}
+        scores = residual @ mean.basis.T
+        moment = x.T @ scores
+        weights = {a: _solved(gram, moment, a) for a in RIDGE_ALPHAS}
+        if len(val):
+            target = (val_maps - mean.mean_map - mean.spots(val_conditions)) * val_valid
+            wanted, x_val = target.flatten(1) @ mean.basis.T, mean.features(val_conditions)
+            errors = {a: float((x_val @ w - wanted).square().mean()) for a, w in weights.items()}
+        else:
+            errors = {a: unseen_error(x, scores, a) for a in RIDGE_ALPHAS}
         alpha = min(errors, key=lambda a: errors[a])
-        mean.ridge = _ridge(x, scores, alpha)
+        mean.ridge = weights[alpha]
         return alpha
 
     alpha = fit_ridge()
-    report["val_rmse_ridge_nm"] = val_rmse()
+    note("ridge")
     if config.spots:
         _fit_spots(mean, conditions, residual - (x @ mean.ridge) @ mean.basis, train.valid)
         for s in _chunks(n):
             mask = torch.from_numpy(np.array(train.valid[s], dtype=np.float32))[:, None]
             residual[s] -= (mean.spots(conditions[s]) * mask).flatten(1)
         alpha = fit_ridge()
-        report["val_rmse_ridge_spots_nm"] = val_rmse()
+        note("ridge_spots")
     scores = residual @ mean.basis.T
     if params.kind == "learned":
-        x = _add_interactions(mean, x, codes(conditions), scores, alpha, params.interactions, val_rmse)
+
+        def error(features: Tensor) -> float:
+            return val_rmse() if len(val) else unseen_error(features, scores, alpha)
+
+        x = _add_interactions(mean, x, codes(conditions), scores, alpha, params.interactions, error)
         report["interactions"] = float(len(mean.interaction))
-        report["val_rmse_learned_nm"] = val_rmse()
+        note("learned")
     report["ridge_alpha"] = alpha
     log.info("conditional mean: %s", ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
-    out_of_fold = _out_of_fold(x, scores, lot_ids(train), alpha, params.folds, seed)
+    out_of_fold = _out_of_fold(x, scores, lots, alpha, params.folds, seed)
     return MeanFit(mean.eval(), out_of_fold, report)
 
 
@@ -180,22 +208,24 @@ def _add_interactions(
     scores: Tensor,
     alpha: float,
     most: int,
-    val_rmse: Callable[[], float],
+    judge: Callable[[Tensor], float],
 ) -> Tensor:
-    """Stagewise screening: the products that explain most of the residual enter, ten at a time, while val gains.
+    """Stagewise screening: the products that explain most of the residual enter, ten at a time, while wafers gain
+    that were not fitted: `judge` gives their error, of `mean` as it is or of the training features it is handed.
 
     Returns the training features with the chosen columns.
     """
     base = mean.interaction
-    best = (val_rmse(), base, mean.ridge, x)
+    best = (judge(x), base, mean.ridge, x)
     chosen, features, patience = base, x, 2
     crossed = _crossed_columns(code, len(mean.config.id_sizes))
     while len(chosen) < most and patience:
         left = scores - features @ mean.ridge
-        chosen = torch.cat([chosen, _screen(x, code, crossed, left, mean.config.one_hot, chosen)])
+        found = _screen(x, code, crossed, left, mean.config.one_hot, chosen)
+        chosen = torch.cat([chosen, found[: most - len(chosen)]])
         features = torch.cat([x, interaction_columns(x, code, chosen)], dim=1)
         mean.interaction, mean.ridge = chosen, _ridge(features, scores, alpha)
-        error = val_rmse()
+        error = judge(features)
         patience = 2 if error < best[0] else patience - 1
         if error < best[0]:
             best = (error, chosen, mean.ridge, features)
