@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -64,6 +65,55 @@ def test_two_writers_of_one_path_do_not_meet(tmp_path: Path) -> None:
         other.write_text("other")
     assert (tmp_path / "file").read_text() == "one"
     assert names(tmp_path) == ["file", "out"]
+
+
+def test_writer_leaves_the_scratch_of_the_next_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is free again once the first writer has renamed its own."""
+    target = tmp_path / "out"
+    replace = os.replace
+    with ExitStack() as stack:
+
+        def second_begins(source: Path, destination: Path) -> None:
+            replace(source, destination)
+            monkeypatch.undo()
+            stack.enter_context(atomic_path(target)).write_text("second")
+
+        monkeypatch.setattr(os, "replace", second_begins)
+        with atomic_path(target) as first:
+            first.write_text("first")
+        assert target.read_text() == "first"
+    assert target.read_text() == "second"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_link_to_a_folder_elsewhere_stays_a_link(there: bool, tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "larger_disk" / "records", tmp_path / "records"
+    if there:
+        write_text(elsewhere / "old", "old")
+    link.symlink_to(elsewhere)
+    with atomic_dir(link) as scratch:
+        assert scratch.parent == elsewhere.parent
+        (scratch / "new").touch()
+    assert link.is_symlink()
+    assert names(elsewhere) == ["new"]
+    assert names(tmp_path) == ["larger_disk", "records"]
+
+
+def test_files_of_a_folder_are_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    with atomic_dir(tmp_path / "out") as scratch:
+        (scratch / "inner").mkdir()
+        files = [scratch / "a", scratch / "inner" / "b"]
+        for file in files:
+            file.touch()
+        wanted = {file.stat().st_ino for file in files}
+    assert set(flushed) == wanted
 
 
 def test_old_folder_of_a_writer_killed_between_its_two_renames_goes(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class Worker:
 def part_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Write one Parquet part into the scratch folder.
 
-    Neither written beside nor flushed: the folder as a whole appears when the run is complete.
+    Neither written beside nor flushed: the folder is, as a whole, when the run is complete.
     """
     heavy = {"prev_map", "prev_valid", "map", "valid"}
     # Maps: a fast codec and no dictionary; zstd with one halves the size at three times the cost.
