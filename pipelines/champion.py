@@ -20,7 +20,7 @@ from ikddit.errors import RegistryError
 from ikddit.generator import Generator
 from ikddit.mpom.parts import part_files, read_batches
 from ikddit.params import RegisterParams
-from ikddit.registry.store import Store, open_store
+from ikddit.registry.store import Store, if_there, open_store
 
 MONTHS_TAG = "retrain.months"
 """Deliveries a version was trained on, by name."""
@@ -121,21 +121,18 @@ def model_at(root: Path, store: Store, settings: RegisterParams, version: int | 
     """A version, or the champion; None where no version was registered or none is champion.
 
     Raises:
-        RegistryError: the store cannot be opened.
+        RegistryError: the store cannot be opened, or does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     from ikddit.registry.promotion import CHAMPION
 
     client, _ = open_store(store, settings.experiment)
     name = settings.model_name
-    try:
-        found = (
-            client.get_model_version_by_alias(name, CHAMPION)
-            if version is None
-            else client.get_model_version(name, str(version))
-        )
-    except MlflowException:
+    found = (
+        if_there(client.get_model_version_by_alias, name, CHAMPION)
+        if version is None
+        else if_there(client.get_model_version, name, str(version))
+    )
+    if found is None:
         return None
     created = float(found.creation_timestamp or 0) / 1000
     return Model(root, store, name, int(found.version), dict(found.tags or {}), created)

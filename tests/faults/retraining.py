@@ -82,10 +82,11 @@ class RetrainHouse:
 
     def champion(self) -> int | None:
         """Version of the champion."""
-        from ikddit.registry.promotion import champion_version
-        from ikddit.registry.store import locate_store
+        from ikddit.registry.store import if_there, locate_store, open_store
 
-        return champion_version(store=locate_store({}, self.root))
+        client, _ = open_store(locate_store({}, self.root), "ikddit")
+        found = if_there(client.get_model_version_by_alias, "ikddit", "champion")
+        return None if found is None else int(found.version)
 
     def kill_and_recover(self, wait_s: float) -> tuple[str, list[str]]:
         """Kill the flow after a while, look, run it again; returns where it was killed and what is wrong."""

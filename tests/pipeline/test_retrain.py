@@ -13,11 +13,11 @@ from checkouts import git, wait_until
 LOTS, SCANNER, SHIFT_NM = 60, "LITH04", 8.0
 
 
-def champion(folder: Path) -> int | None:
-    from ikddit.registry.promotion import champion_version
-    from ikddit.registry.store import locate_store
+def champion(folder: Path) -> int:
+    from ikddit.registry.store import locate_store, open_store
 
-    return champion_version(store=locate_store({}, folder))
+    client, _ = open_store(locate_store({}, folder), "ikddit")
+    return int(client.get_model_version_by_alias("ikddit", "champion").version)
 
 
 def tags(folder: Path, version: int) -> dict[str, str]:

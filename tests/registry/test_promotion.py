@@ -1,9 +1,12 @@
 """Moves of the alias `champion`: what they record, refuse, survive and undo."""
 
 import json
+import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +20,12 @@ from ikddit.params import Params
 from ikddit.registry import promotion
 from ikddit.registry.gate import Evidence, PairedDifference
 from ikddit.registry.promotion import (
+    ChampionChanged,
+    Move,
     PromotionRefused,
-    champion_version,
-    history,
+    evidence_of_champion,
     promote,
     rollback,
-    verdict_for,
 )
 from ikddit.registry.register import register
 from ikddit.registry.store import Store, open_store
@@ -48,8 +51,19 @@ def made(store: Store) -> Callable[..., MlflowClient]:
     return make
 
 
+def history(store: Store) -> list[Move]:
+    """All moves of the alias, oldest first, as the registered model's tags tell them."""
+    tags = open_store(store, "ikddit")[0].get_registered_model("ikddit").tags
+    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(promotion.MOVE_TAG)]
+
+
+def champion_version(store: Store) -> int:
+    found = open_store(store, "ikddit")[0].get_model_version_by_alias("ikddit", promotion.CHAMPION)
+    return int(found.version)
+
+
 def line(store: Store) -> list[tuple[str, int | None, int]]:
-    return [(move.action, move.before, move.version) for move in history(store=store)]
+    return [(move.action, move.before, move.version) for move in history(store)]
 
 
 def test_rollback_walks_back_along_the_champions_and_stops_at_the_first(made, store: Store) -> None:
@@ -60,7 +74,7 @@ def test_rollback_walks_back_along_the_champions_and_stops_at_the_first(made, st
     assert rollback("still", store=store).version == 1
     with pytest.raises(RegistryError, match="no champion before version 1"):
         rollback("again", store=store)
-    assert champion_version(store=store) == 1
+    assert champion_version(store) == 1
     assert line(store) == [
         ("promote", None, 1),
         ("promote", 1, 2),
@@ -80,7 +94,7 @@ def test_a_move_says_when_who_why_and_what_the_gate_said(made, store: Store) -> 
     assert move.at.endswith("+00:00")
     assert move.gate is not None
     assert any("best linear baseline" in reason for reason in move.gate["passed"])
-    assert history(store=store) == [move]
+    assert history(store) == [move]
     tags = client.get_model_version("ikddit", "1").tags
     assert tags["champion.why"] == "promote: first of its kind"
     assert (tags["champion.since"], tags["champion.by"]) == (move.at, "fab-1")
@@ -93,8 +107,8 @@ def test_what_the_gate_refuses_stays_challenger_unless_forced(made, store: Store
         PromotionRefused, match=r"version 2 stays challenger, champion is 1: RMSE 0\.8000"
     ) as no:
         promote(2, "newer", store=store)
-    assert no.value.verdict == verdict_for(2, store=store)
-    assert champion_version(store=store) == 1
+    assert no.value.verdict.failed == ("RMSE 0.8000 nm against the champion's 0.7000 nm",)
+    assert champion_version(store) == 1
     forced = promote(2, "the other drifted", store=store, force=True)
     assert forced.forced
     assert forced.gate is not None
@@ -109,9 +123,67 @@ def test_a_paired_comparison_is_kept_with_the_version_and_only_holds_against_its
     worse = PairedDifference(0.1, 0.05, 0.15, 100)
     with pytest.raises(PromotionRefused):
         promote(3, "looks better", store=store, paired=worse)
-    assert not verdict_for(3, store=store).promote
+    with pytest.raises(PromotionRefused, match=r"0\.1000 nm against the champion on 100 wafers"):
+        promote(3, "no comparison given", store=store)
     promote(2, "on later wafers", store=store, paired=PairedDifference(-0.1, -0.15, -0.05, 100))
-    assert verdict_for(3, store=store).promote  # the comparison with version 1 says nothing about version 2
+    # the comparison with version 1 says nothing about version 2
+    assert promote(3, "better", store=store).version == 3
+
+
+def test_a_comparison_with_another_champion_than_the_present_one_moves_nothing(made, store: Store) -> None:
+    client = made(0.9, 0.8, 0.7)
+    promote(1, "first", store=store)
+    better = PairedDifference(-0.1, -0.15, -0.05, 100)
+    promote(2, "meanwhile", store=store)
+    with pytest.raises(ChampionChanged, match="champion is version 2 by now, not 1, which version 3 was"):
+        promote(3, "hours later", store=store, paired=better, against=1, force=True)
+    assert champion_version(store) == 2
+    assert promotion.PAIRED_TAG not in client.get_model_version("ikddit", "3").tags
+    assert promote(3, "compared anew", store=store, paired=better, against=2).version == 3
+
+
+@pytest.mark.parametrize(
+    ("lost", "use"),
+    [
+        ("registered_model_aliases", lambda store: evidence_of_champion(MlflowClient(store.uri), "ikddit")),
+        ("registered_models", lambda store: promote(2, "better", store=store)),
+        ("model_versions", lambda store: promote(2, "better", store=store)),
+        ("model_versions", lambda store: rollback("noisy", store=store)),
+    ],
+)
+def test_a_store_that_fails_is_not_an_empty_one(made, store: Store, lost: str, use) -> None:
+    made(0.9, 0.8)
+    promote(1, "first", store=store)
+    promote(2, "second", store=store)
+    with closing(sqlite3.connect(store.root / "mlflow.db")) as database:
+        database.execute(f"alter table {lost} rename to elsewhere")
+    with pytest.raises(RegistryError, match="no answer from the MLflow store"):
+        use(store)
+
+
+def test_a_champion_before_whose_files_cannot_be_looked_at_is_not_passed_over(
+    made, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made(0.9, 0.8, 0.7)
+    for version in (1, 2, 3):
+        promote(version, "better", store=store)
+    address = "http://127.0.0.1:1/api/2.0/mlflow-artifacts/artifacts/package"
+    with closing(sqlite3.connect(store.root / "mlflow.db")) as database, database:
+        database.execute("update model_versions set storage_location = ? where version = 2", [address])
+    with pytest.raises(RegistryError, match="no answer from the MLflow store"):
+        rollback("noisy", store=store)
+    assert champion_version(store) == 3
+
+
+def test_a_user_without_a_name_is_known_by_number(
+    made, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(0.9)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert promote(1, "first", store=store).by == f"user {os.getuid()}"
 
 
 def test_versions_that_cannot_be_served_are_neither_promoted_nor_rolled_back_to(made, store: Store) -> None:
@@ -134,7 +206,6 @@ def test_versions_that_cannot_be_served_are_neither_promoted_nor_rolled_back_to(
 def test_without_the_model_there_is_nothing_to_move(store: Store) -> None:
     with pytest.raises(RegistryError, match=r"no model `ikddit` in sqlite:///mlflow\.db; run `make repro`"):
         promote(1, "first", store=store)
-    assert (history(store=store), champion_version(store=store)) == ([], None)
 
 
 def test_an_alias_moved_by_other_means_is_found_and_can_be_rolled_back(made, store: Store) -> None:
@@ -154,7 +225,7 @@ def test_an_alias_moved_by_other_means_is_found_and_can_be_rolled_back(made, sto
     ],
 )
 def test_after_a_death_the_history_says_what_happened(
-    made, store: Store, monkeypatch: pytest.MonkeyPatch, dies_in: str, champion: int, moves: object
+    made, store: Store, monkeypatch: pytest.MonkeyPatch, dies_in: str, champion: int, moves: list[object]
 ) -> None:
     made(0.9, 0.8, 0.7)
     promote(1, "first", store=store)
@@ -166,10 +237,9 @@ def test_after_a_death_the_history_says_what_happened(
         broken.setattr(promotion if dies_in == "_record" else MlflowClient, dies_in, die)
         with pytest.raises(SystemExit):
             promote(2, "better", store=store)
-    assert champion_version(store=store) == champion
-    verdict_for(3, store=store)  # any next use
-    assert line(store) == moves
+    assert champion_version(store) == champion
     assert promote(3, "best", store=store).number == len(line(store))
+    assert line(store) == [*moves, ("promote", champion, 3)]
     assert rollback("noisy", store=store).version == champion
 
 
@@ -200,7 +270,7 @@ def test_the_first_version_becomes_champion_with_the_gates_word_recorded(
     workspace: Path, store: Store
 ) -> None:
     register(Params(), workspace, store)
-    (move,) = history(store=store)
+    (move,) = history(store)
     assert (move.action, move.version, move.by) == ("first", 1, "register")
     assert move.forced  # this workspace has no validation report
     tags = MlflowClient(store.uri).get_model_version("ikddit", "1").tags

@@ -1,12 +1,14 @@
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ikddit.checkout import checkout_root
 from ikddit.errors import RegistryError
-from ikddit.registry.store import PROCESS_TAG, Store, locate_store, open_store, process_tags
+from ikddit.registry.store import PROCESS_TAG, Store, if_there, locate_store, open_store, process_tags
 
 
 def test_temporary_clone_uses_the_store_of_the_main_checkout(tmp_path: Path) -> None:
@@ -78,6 +80,21 @@ def test_run_of_a_dead_process_is_reaped_and_a_living_one_is_not(store: Store) -
     open_store(store, "overlay")
     status = [client.get_run(run_id).info.status for run_id in (dead, mine, other_host)]
     assert status == ["KILLED", "RUNNING", "RUNNING"]
+
+
+def test_what_is_not_there_is_none_and_a_store_that_fails_is_an_error(store: Store) -> None:
+    client, _ = open_store(store, "overlay")
+    assert if_there(client.get_registered_model, "ikddit") is None
+    client.create_registered_model("ikddit")
+    assert if_there(client.get_model_version, "ikddit", "1") is None
+    assert if_there(client.get_model_version_by_alias, "ikddit", "champion") is None
+    assert if_there(client.get_registered_model, name="ikddit").name == "ikddit"
+    with pytest.raises(RegistryError, match=r"no answer from the MLflow store: .*version"):
+        if_there(client.get_model_version, "ikddit", "one")  # as invalid as an alias that nobody has
+    with closing(sqlite3.connect(store.root / "mlflow.db")) as database:
+        database.execute("drop table registered_model_aliases")
+    with pytest.raises(RegistryError, match=r"no answer from the MLflow store: .*no such table"):
+        if_there(client.get_model_version_by_alias, "ikddit", "champion")
 
 
 def test_deleted_experiment_is_refused_by_name(store: Store) -> None:

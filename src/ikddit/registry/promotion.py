@@ -7,6 +7,7 @@ removed: whoever comes after a kill completes the record of a move that was made
 
 import getpass
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from ikddit.console import log
 from ikddit.errors import RegistryError
 from ikddit.params import PromotionParams
 from ikddit.registry.gate import DEFAULT_LIMITS, Evidence, GateVerdict, PairedDifference, promotion_gate
-from ikddit.registry.store import Store, has_files, locate_store, open_store
+from ikddit.registry.store import Store, has_files, if_there, locate_store, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +39,14 @@ class PromotionRefused(RegistryError):
     def __init__(self, message: str, verdict: GateVerdict) -> None:
         super().__init__(message)
         self.verdict = verdict
+
+
+class ChampionChanged(RegistryError):
+    """Another version serves than the one that the comparison was made with; nothing moves."""
+
+
+class _Unusable(RegistryError):
+    """No such version, or its files are gone."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ def promote(
     store: Store | None = None,
     by: str | None = None,
     paired: PairedDifference | None = None,
+    against: int | None = None,
     limits: PromotionParams = DEFAULT_LIMITS,
     force: bool = False,
 ) -> Move:
@@ -83,16 +93,23 @@ def promote(
         by: who; by default the user of this process.
         paired: difference to the present champion on the same wafers; kept with the version, so that a later
             promotion against the same champion finds it.
+        against: the champion that `paired`, or whatever else speaks for the version, was measured with.
         limits: of the gate.
         force: promote whatever the gate says; its verdict and the force are recorded.
 
     Raises:
         PromotionRefused: the gate said no.
+        ChampionChanged: the champion is another one than `against`, whatever `force` says.
         RegistryError: no such version, its files are gone, it is the champion already, or there is no reason.
     """
     with _opened(store, experiment, name) as client:
         _check_reason(reason)
         before, wanted = _champion(client, name), _usable(client, name, version)
+        if against is not None and before != against:
+            raise ChampionChanged(
+                f"{name}: champion is version {before or 'none'} by now, not {against}, which version {version} "
+                "was compared with; compare it with the champion of now"
+            )
         if before == version:
             raise RegistryError(f"{name} version {version} is the champion already")
         if paired is not None and before is not None:
@@ -130,7 +147,7 @@ def rollback(
         for version in reversed(champions(_moves(client, name))[:-1]):
             try:
                 wanted = _usable(client, name, version)
-            except RegistryError as error:
+            except _Unusable as error:
                 log.warning("passed over: %s", error)
                 continue
             return _move(client, wanted, "rollback", before, by, reason)
@@ -138,48 +155,6 @@ def rollback(
             f"{name}: no champion before version {before} to go back to; `ikddit models` lists the versions, "
             "`ikddit promote VERSION --force` takes any of them"
         )
-
-
-def history(name: str = "ikddit", store: Store | None = None, experiment: str = "ikddit") -> list[Move]:
-    """All moves of the alias, oldest first; empty where there is no such model."""
-    from mlflow.exceptions import MlflowException
-
-    client, _ = open_store(store or locate_store(), experiment)
-    try:
-        return _moves(client, name)
-    except MlflowException:
-        return []
-
-
-def champion_version(
-    name: str = "ikddit", store: Store | None = None, experiment: str = "ikddit"
-) -> int | None:
-    """The champion's version, None where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    client, _ = open_store(store or locate_store(), experiment)
-    try:
-        return _champion(client, name)
-    except MlflowException:
-        return None
-
-
-def verdict_for(
-    version: int,
-    *,
-    name: str = "ikddit",
-    experiment: str = "ikddit",
-    store: Store | None = None,
-    paired: PairedDifference | None = None,
-    limits: PromotionParams = DEFAULT_LIMITS,
-) -> GateVerdict:
-    """What the gate says of a version against the present champion; nothing moves. Arguments as in `promote`.
-
-    Raises:
-        RegistryError: no such version, or its files are gone.
-    """
-    with _opened(store, experiment, name) as client:
-        return _judge(client, _usable(client, name, version), paired, limits)
 
 
 def champions(moves: Sequence[Move]) -> list[int]:
@@ -213,12 +188,8 @@ def crown_first(client: "MlflowClient", version: "ModelVersion") -> Move:
 
 def evidence_of_champion(client: "MlflowClient", name: str) -> Evidence | None:
     """What is known of the present champion, None where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Evidence.of_tags(client.get_model_version_by_alias(name, CHAMPION).tags)
-    except MlflowException:
-        return None
+    champion = if_there(client.get_model_version_by_alias, name, CHAMPION)
+    return None if champion is None else Evidence.of_tags(champion.tags)
 
 
 @contextmanager
@@ -230,10 +201,8 @@ def _opened(store: Store | None, experiment: str, name: str) -> Iterator["Mlflow
     store = store or locate_store()
     with store.lock():
         client, _ = open_store(store, experiment)
-        try:
-            client.get_registered_model(name)
-        except MlflowException:
-            raise RegistryError(f"no model `{name}` in {store.public_uri}; run `make repro`") from None
+        if if_there(client.get_registered_model, name) is None:
+            raise RegistryError(f"no model `{name}` in {store.public_uri}; run `make repro`")
         try:
             _catch_up(client, name)
             yield client
@@ -253,15 +222,20 @@ def _moves(client: "MlflowClient", name: str) -> list[Move]:
 
 
 def _usable(client: "MlflowClient", name: str, version: int) -> "ModelVersion":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_model_version(name, str(version))
-    except MlflowException:
-        raise RegistryError(f"{name} has no version {version}; `ikddit models` lists them") from None
+    found = if_there(client.get_model_version, name, str(version))
+    if found is None:
+        raise _Unusable(f"{name} has no version {version}; `ikddit models` lists them")
     if not has_files(client, found):
-        raise RegistryError(f"{name} version {version} has lost its files; it cannot be served")
+        raise _Unusable(f"{name} version {version} has lost its files; it cannot be served")
     return found
+
+
+def _user() -> str:
+    """Name of this process's user, its number where it has none (any container may give it one)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def _check_reason(reason: str) -> None:
@@ -299,7 +273,7 @@ def _move(
         version=int(version.version),
         before=before,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        by=by or getpass.getuser(),
+        by=by or _user(),
         reason=reason.strip(),
         forced=forced,
         gate=gate,
@@ -333,4 +307,4 @@ def _catch_up(client: "MlflowClient", name: str) -> None:
         before = moves[-1].version if moves else None
         at = datetime.now(UTC).isoformat(timespec="seconds")
         reason = "the alias was moved by other means"
-        _record(client, name, Move(len(moves) + 1, "found", now, before, at, getpass.getuser(), reason))
+        _record(client, name, Move(len(moves) + 1, "found", now, before, at, _user(), reason))

@@ -16,7 +16,7 @@ from ikddit.registry.gate import GateVerdict, promotion_gate
 from ikddit.registry.package import check_folder, example_frame, log_package, served_folder
 from ikddit.registry.promotion import CHAMPION, crown_first, evidence_of_champion
 from ikddit.registry.result import Result, collect
-from ikddit.registry.store import Store, has_files, locate_store, open_store, process_tags
+from ikddit.registry.store import Store, has_files, if_there, locate_store, open_store, process_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -145,11 +145,8 @@ def _discard_models(client: "MlflowClient", experiment_id: str, run_id: str) -> 
 
 def _finish(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
     """Complete a version whose process died between making it and naming it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(str(version.run_id))
-    except MlflowException:  # the run was deleted for good; the version stands by itself
+    run = if_there(client.get_run, str(version.run_id))
+    if run is None:  # deleted for good; the version stands by itself
         return
     if run.info.status != "FINISHED":
         client.set_tag(run.info.run_id, VERSION_TAG, version.version)

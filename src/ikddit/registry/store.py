@@ -2,11 +2,11 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from ikddit.checkout import SQLITE, checkout_root, tracking_uri
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 HOST_TAG = "ikddit.host"
 PROCESS_TAG = "ikddit.process"
 LOCK_TIMEOUT_S = 600.0
+_Asked = ParamSpec("_Asked")
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -169,16 +171,41 @@ def _experiment_id(client: "MlflowClient", name: str, store: Store) -> str:
     return str(found.experiment_id)
 
 
-def has_files(client: "MlflowClient", version: "ModelVersion") -> bool:
-    """Whether a version's files are where the store says they are."""
-    from mlflow.artifacts import list_artifacts
+def if_there(ask: Callable[_Asked, _Answer], *args: _Asked.args, **kwargs: _Asked.kwargs) -> _Answer | None:
+    """Answer of a call to MLflow; None where it says that there is no such model, version, alias, run or file.
+
+    Any other failure says nothing about what is there: a store that is down is not an empty one.
+
+    Raises:
+        RegistryError: MLflow gave another answer, or none.
+    """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        uri = client.get_model_version_download_uri(version.name, version.version)
-        return any(Path(item.path).name == "MLmodel" for item in list_artifacts(artifact_uri=uri) or [])
-    except (MlflowException, OSError):
-        return False
+        return ask(*args, **kwargs)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        code = getattr(error, "error_code", None)
+        no_alias = code == "INVALID_PARAMETER_VALUE" and "alias" in said and said.endswith("not found.")
+        if code == "RESOURCE_DOES_NOT_EXIST" or no_alias:
+            return None
+        raise RegistryError(f"no answer from the MLflow store: {said}; see whether it is up") from error
+
+
+def has_files(client: "MlflowClient", version: "ModelVersion") -> bool:
+    """Whether a version's files are where the store says they are.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+    from mlflow.artifacts import list_artifacts
+
+    uri = if_there(client.get_model_version_download_uri, version.name, version.version)
+    found = if_there(list_artifacts, artifact_uri=uri) if uri else None
+    return any(Path(item.path).name == "MLmodel" for item in found or [])
 
 
 def process_tags() -> dict[str, str]:
