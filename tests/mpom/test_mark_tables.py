@@ -175,6 +175,28 @@ def test_logs_beside_the_table_are_taken_along(tmp_path, run_ingest):
     assert np.isnan(second["log_features"]).all()
 
 
+def test_logs_beside_a_lone_table_are_taken_along_whatever_its_barcodes(tmp_path, run_ingest):
+    frame = pd.concat([marks("W 1", 1), marks("../W2", 3)])
+    save(frame, tmp_path / "raw" / "m.csv")
+    logs = json.dumps({"features": [1, 2, 3], "feature_names": NAMES}).encode()
+    write(tmp_path / "raw", {"logs_W 1.json": logs, "logs_../W2.json": logs})
+    done = run_ingest(tmp_path / "raw" / "m.csv")
+    first, second = done.records.to_pylist()
+    assert (first["source"], first["log_features"]) == ("m.csv#W 1", [1, 2, 3])
+    assert np.isnan(second["log_features"]).all()
+    assert not any("No logs" in note for note in done.report["notes"])
+
+
+def test_logs_of_a_table_that_lead_elsewhere_cost_their_wafer(tmp_path, run_ingest):
+    save(lot("L0", [0, 1]), tmp_path / "raw" / "m.csv")
+    logs = json.dumps({"features": [1, 2, 3], "feature_names": NAMES}).encode()
+    write(tmp_path, {"secret.json": logs, "raw/logs_L0W01.json": logs})
+    (tmp_path / "raw" / "logs_L0W00.json").symlink_to(tmp_path / "secret.json")
+    done = run_ingest(tmp_path / "raw" / "m.csv")
+    assert done.records["barcode"].to_pylist() == ["L0W01"]
+    assert "leads outside" in done.rejected("m.csv#L0W00")["reason"]
+
+
 def test_interleaved_wafers_of_a_large_table_are_refused_and_sorted_ones_streamed(tmp_path):
     frame = pd.concat([marks("W1", 1), marks("W2", 3)], ignore_index=True)
     for suffix in (".csv", ".parquet"):

@@ -5,6 +5,7 @@ and overlay is neither a position nor a thousand times too large or too small.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,7 +22,7 @@ from ikddit.mpom.logs import Ids, parse_logs, text_id, utc_time
 from ikddit.mpom.raster import Raster, bin_marks, interpolate
 from ikddit.mpom.record import Record
 from ikddit.mpom.schema import ID_FIELDS
-from ikddit.mpom.source import Rejection
+from ikddit.mpom.source import Rejection, outside_link
 from ikddit.mpom.tables import FLAGS, NUMBERS, wafers_of
 from ikddit.mpom.wafer import Layout, place_features
 from ikddit.overlay.grid import WAFER_RADIUS_MM
@@ -50,8 +51,7 @@ def records_of(
         InputError: the table as a whole cannot be read.
     """
     file = container.name(table)
-    path = reader.root if reader.root.is_file() else reader.root / file
-    for barcode, rows in wafers_of(path, file, settings):
+    for barcode, rows in wafers_of(reader.root / file, file, settings):
         item = f"{file}#{barcode}"
         try:
             if isinstance(rows, InputError):
@@ -67,13 +67,11 @@ def records_of(
 def _add_logs(record: Record, container: Container, reader: Reader, layout: Layout) -> None:
     """Features, lines, and ids that the table does not have, from logs_<barcode>.json if there is one."""
     name = f"logs_{record.barcode}.json"
-    folder = reader.root / container.path
-    if not layout.log_names or not re.fullmatch(r"[\w.-]+", record.barcode) or not (folder / name).exists():
+    path = reader.root / container.path / name
+    if not layout.log_names or set(name) & set("/\\\0") or not os.path.exists(path):
         return
-    if not (folder / name).resolve().is_relative_to(reader.root.resolve()):
-        raise InputError(
-            container.name(name), "path", "symbolic link that leads outside the data set", "copy it"
-        )
+    if problem := outside_link(reader.root, path, container.name(name)):
+        raise problem
     data = reader.read(container, Member(name))
     logs = parse_logs(data, container.name(name))
     record.log_features = place_features(logs, layout.log_names, container.name(name))

@@ -200,11 +200,16 @@ def _entry_problem(root: Path, entry: os.DirEntry[str], name: str) -> InputError
             return None
         kind = "a folder" if entry.is_dir(follow_symlinks=False) else "not a regular file"
         return InputError(name, "file", f"{kind} where a file is expected", "remove or rename it")
-    target = Path(os.path.realpath(entry.path))
-    if not target.is_relative_to(root):
-        return InputError(name, "path", "symbolic link that leads outside the data set", "copy the file here")
-    if not target.is_file():
+    problem = outside_link(root, entry.path, name)
+    if problem is None and not entry.is_file():
         return InputError(name, "file", "symbolic link that leads to no file", "copy the file here")
+    return problem
+
+
+def outside_link(root: Path, path: Path | str, name: str) -> InputError | None:
+    """A symbolic link at `path` that leads outside `root`, called `name` for people; None for any other file."""
+    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        return InputError(name, "path", "symbolic link that leads outside the data set", "copy the file here")
     return None
 
 

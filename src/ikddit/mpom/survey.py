@@ -6,15 +6,16 @@ Units are never guessed: maps are in nm only if dataset.json says so with a scal
 
 import itertools
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ikddit.errors import InputError
-from ikddit.mpom.archive import Member, Reader, open_zip, read_member
+from ikddit.mpom.archive import Container, Member, Reader, open_zip, read_member
 from ikddit.mpom.logs import Logs, is_channel_name, parse_logs, strict_json
-from ikddit.mpom.source import DESCRIPTION, TABLE_SUFFIXES, Census, RawItem, walk
+from ikddit.mpom.source import DESCRIPTION, TABLE_SUFFIXES, Census, RawItem, classify, outside_link, walk
 from ikddit.mpom.wafer import Layout
 from ikddit.overlay.grid import WAFER_RADIUS_MM
 from ikddit.params import IngestParams
@@ -44,6 +45,11 @@ class Survey:
     layout: Layout
     notes: list[str]
 
+    @property
+    def base(self) -> Path:
+        """What the names of its files are relative to: the root, or the folder of a table that is one."""
+        return self.root.parent if self.format == "marks" and self.root.is_file() else self.root
+
 
 def survey(root: Path, settings: IngestParams) -> Survey:
     """Look at a raw data set.
@@ -57,7 +63,7 @@ def survey(root: Path, settings: IngestParams) -> Survey:
         )
     limit = int(settings.max_member_mb * 2**20)
     if root.is_file() and root.suffix.lower() in TABLE_SUFFIXES:
-        return _survey_tables(root, settings, [], [root.name], {})
+        return _survey_tables(root, root.parent, settings, _logs_beside(root), [root.name], {})
     if root.is_file() and root.suffix.lower() != ".zip":
         reason = f"{root.suffix or 'no'} suffix: neither a zip of MPOM items (.zip) nor a mark table (.csv, .parquet)"
         raise InputError(str(root), "format", reason, "export it as one of them, or rename it if it is one")
@@ -79,7 +85,7 @@ def survey(root: Path, settings: IngestParams) -> Survey:
         )
         raise InputError(str(root), "path", reason, "give the data set's folder; see docs/data-format.md")
     if settings.format == "marks" or (settings.format == "auto" and census.tables and not is_mpom):
-        return _survey_tables(root, settings, first, census.tables, description)
+        return _survey_tables(root, root, settings, first, census.tables, description)
     if not first:
         raise InputError(str(root), "format", "no MPOM item, only mark tables", "set ingest.format to marks")
     if not description and census.descriptions:
@@ -104,8 +110,27 @@ def survey(root: Path, settings: IngestParams) -> Survey:
     return Survey(root, "mpom", description, layout, notes)
 
 
+def _logs_beside(table: Path) -> list[RawItem]:
+    """Some items of the folder that a table lies in, as far as they may be read."""
+    folder = Container("", is_zip=False)
+    try:
+        names = sorted(os.listdir(table.parent))
+    except OSError as error:
+        raise InputError(
+            str(table.parent), "file", f"folder not readable: {error.strerror}", "check its permissions"
+        ) from None
+    logs = [name for name in names if (found := classify(name)) and found[0] == "logs"]
+    inside = [name for name in logs if outside_link(table.parent, table.parent / name, name) is None]
+    return [RawItem(folder, "", name, {"logs": Member(name)}) for name in inside[:_SAMPLE]]
+
+
 def _survey_tables(
-    root: Path, settings: IngestParams, items: list[RawItem], tables: list[str], description: dict[str, Any]
+    root: Path,
+    base: Path,
+    settings: IngestParams,
+    items: list[RawItem],
+    tables: list[str],
+    description: dict[str, Any],
 ) -> Survey:
     from ikddit.mpom.tables import check_aliases
 
@@ -121,24 +146,24 @@ def _survey_tables(
             raise InputError(
                 DESCRIPTION, key, reason, f"set ingest.marks.{name} (--{name}), or mend the file"
             )
-    names = _common_names(_sample_logs(root, items, int(settings.max_member_mb * 2**20)))
+    names = _common_names(_sample_logs(base, items, int(settings.max_member_mb * 2**20)))
     layout = Layout(names, 1.0, marks.sign == SIGNS[1])
     notes = ["Maps were rasterised from mark tables: mean of the valid marks of each pixel, in nm."]
     if marks.interpolate:
         notes.append("Pixels without a mark were interpolated: there mark_count is 0 and valid is 1.")
-    notes += _table_notes(root, tables, settings)
+    notes += _table_notes(base, tables, settings)
     if not names:
         notes.append("No logs beside the tables (logs_<barcode>.json): log features are empty.")
     return Survey(root, "marks", description, layout, notes)
 
 
-def _table_notes(root: Path, tables: list[str], settings: IngestParams) -> list[str]:
+def _table_notes(base: Path, tables: list[str], settings: IngestParams) -> list[str]:
     """What the first readable table does not give; the others are taken to be like it."""
     from ikddit.mpom.tables import columns_of
 
     for file in tables:
         try:
-            has, unread = columns_of(root if root.is_file() else root / file, file, settings.marks)
+            has, unread = columns_of(base / file, file, settings.marks)
         except InputError:
             continue  # is met again, and quarantined, when the table is read
         notes = []
@@ -164,10 +189,8 @@ def read_description(root: Path, max_bytes: int) -> dict[str, Any]:
     data: bytes | None = None
     if root.is_dir():
         path = root / DESCRIPTION
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise InputError(
-                str(path), "path", "symbolic link that leads outside the data set", "copy the file here"
-            )
+        if problem := outside_link(root, path, str(path)):
+            raise problem
         if path.exists():
             try:
                 data = path.read_bytes()

@@ -158,7 +158,7 @@ def _leaf(column: "pa.Field[Any]") -> str:
 
 def _results(job: Job, task: Task, outcome: Outcome) -> Iterator[Record | Rejection]:
     """Read the task's entries; rejections are put into `outcome` too, and targets counted."""
-    reader = Reader(job.survey.root, job.max_bytes)
+    reader = Reader(job.survey.base, job.max_bytes)
     for entry in task:
         name = entry if isinstance(entry, str) else entry.name if isinstance(entry, RawItem) else ""
         try:
