@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from made_training import made_data, made_trainer
 
 from ikddit.errors import TrainingError
+from ikddit.params import Params
 from ikddit.training.checkpoint import CheckpointFile, fingerprint
 from ikddit.training.loop import TrainingData, draw_batch
 
@@ -118,6 +120,24 @@ def test_checkpoint_is_keyed_by_settings_data_and_code(tmp_path):
     (code / "loop.py").write_text("steps")
     data.write_bytes(b"other wafers")
     assert fingerprint({"seed": 0}, [data], [code]) != key
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "prepared/val.arrow", "prepared/normaliser.json", "prepared/vocabularies.json", "src/ikddit/dataset/arrow.py",
+        "src/ikddit/overlay/grid.py",
+    ],
+)  # fmt: skip
+def test_whatever_the_stage_reads_is_in_the_key_of_its_checkpoint(tmp_path, monkeypatch, changed):
+    run_key = runpy.run_path(str(Path(__file__).parents[2] / "stages" / "train.py"))["run_key"]
+    monkeypatch.chdir(tmp_path)
+    path = Path(changed)
+    path.parent.mkdir(parents=True)
+    path.write_text("as it was")
+    before = run_key(Params(), Path("prepared"), Path("embedding"))
+    path.write_text("another")
+    assert run_key(Params(), Path("prepared"), Path("embedding")) != before
 
 
 def test_removed_checkpoint_leaves_nothing_of_a_killed_writer(tmp_path):
