@@ -1,5 +1,6 @@
 """Each kind of discriminator sees both sides, trains only itself, and never the teacher."""
 
+import copy
 import math
 
 import pytest
@@ -142,6 +143,21 @@ def test_prototype_centre_and_teacher_head_follow_their_formulas():
     judge.after_step()
     torch.testing.assert_close(judge.centre, 0.2 * mean)
     torch.testing.assert_close(judge.teacher_head.prototypes, 0.9 * before + 0.1 * judge.head.prototypes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_batch_moves_no_buffer_but_the_statistics_that_processes_share(kind):
+    """Two processes with one set of weights and different rows: what else differed would have to be shared too."""
+    torch.manual_seed(0)
+    one = make_discriminator(kind, WIDTH, CONTEXT).train()
+    other = copy.deepcopy(one)
+    for judge, seed in ((one, 1), (other, 5)):
+        judge.judge(tokens(seed), tokens(seed + 1), made_context(8, 12, seed))
+        judge.after_step()
+    shared = {id(values) for values in one.batch_statistics()}
+    moved = dict(other.named_buffers())
+    for name, values in one.named_buffers():
+        assert torch.equal(values, moved[name]) == (id(values) not in shared), name
 
 
 def test_prototypes_learn_to_agree_and_do_not_collapse():

@@ -87,6 +87,10 @@ class Discriminator(nn.Module, ABC):
     def after_step(self) -> None:
         """Move what moves without a gradient; called after each optimiser step. Most kinds have nothing to move."""
 
+    def batch_statistics(self) -> list[Tensor]:
+        """Buffers that `after_step` moves by the batch; all others follow from the weights. Most kinds have none."""
+        return []
+
 
 class ImplicitDiscriminator(Discriminator):
     """Token-wise conditional D_phi(token, position, sigma, condition), spectrally normalised, hinge loss.
@@ -209,6 +213,10 @@ class Prototypes(Discriminator):
             kept.lerp_(new, 1 - self.decay)
         if self._seen is not None:
             self.centre.lerp_(self._seen, 1 - self.centre_decay)
+
+    def batch_statistics(self) -> list[Tensor]:
+        """The centre."""
+        return [self.centre]
 
 
 class PrototypeHead(nn.Module):

@@ -63,14 +63,13 @@ class Workers:
         """
         self._sum([p.grad for p in module.parameters() if p.grad is not None])
 
-    def mean_buffers(self, module: nn.Module, share: float) -> None:
-        """Replace floating-point buffers (running statistics of a batch) by their mean over the whole batch."""
+    def mean_statistics(self, statistics: list[Tensor], share: float) -> None:
+        """Replace running statistics, which each process moved by its own rows, by their mean over the whole batch."""
         if self.count == 1:
             return
-        buffers = [b for b in module.buffers() if b.is_floating_point()]
-        for buffer in buffers:
-            buffer.mul_(share)
-        self._sum(buffers)
+        for values in statistics:
+            values.mul_(share)
+        self._sum(statistics)
 
     def mean(self, values: Float[Tensor, " N"], share: float) -> Float[Tensor, " N"]:
         """Mean over the whole batch of per-process means."""

@@ -310,7 +310,7 @@ class Trainer:
         if self.discriminator is not None and self.opponent is not None:
             self._descend(self.opponent, self.discriminator, share * terms.discriminator, rate)
             self.discriminator.after_step()
-            self.workers.mean_buffers(self.discriminator, share)
+            self.workers.mean_statistics(self.discriminator.batch_statistics(), share)
         update_average(self.teacher, self.student.encoder, params.train.teacher_decay)
         update_average(self.average, self.student, decay)
         if self.encoders is not None and self.average_encoders is not None:
