@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from made_workspace import write_workspace
 
 from ikddit.params import Params
+from ikddit.registry.door import LARGEST_BODY
 from ikddit.registry.register import register
 from ikddit.registry.serve import serve_command, serve_environment
 from ikddit.registry.store import Store
@@ -144,3 +146,20 @@ def test_the_door_also_refuses_what_mlflow_ignores_or_stumbles_over(door: str) -
         answer = post(door, "barcode\nW1", content_type)
         assert answer.status_code == 415
         assert "Traceback" not in answer.text
+
+
+def test_endless_body_is_cut_off_and_the_server_goes_on(door: str) -> None:
+    """Over a real connection: what is not read stays in its buffers, and no more than those can be sent."""
+    host, port = door.removeprefix("http://").partition("/")[0].split(":")
+    head = "POST /invocations HTTP/1.1\r\nHost: door\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall(f"{head}Content-Length: {2**40}\r\n\r\n".encode())
+        assert client.recv(2**16).startswith(b"HTTP/1.1 413 ")
+    chunk, sent = b"100000\r\n" + b" " * 2**20 + b"\r\n", 0
+    with socket.create_connection((host, int(port)), timeout=60) as client, suppress(ConnectionError):
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        while sent < 4 * LARGEST_BODY:
+            client.sendall(chunk)
+            sent += 2**20
+    assert sent < LARGEST_BODY + 32 * 2**20
+    assert post(door, wafer()).status_code == 200

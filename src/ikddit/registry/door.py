@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from mlflow.pyfunc import load_model, scoring_server
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Iterator
 
-    from fastapi import FastAPI, Request, Response
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY = 64 * 2**20
 """Bytes: three times what 100 wafers need."""
@@ -33,8 +36,6 @@ def refusal(content_type: str, body: bytes, columns: set[str], params: set[str])
     """
     if content_type.partition(";")[0].strip() != "application/json":
         return 415, f"Content-Type: {content_type or 'missing'}; send application/json"
-    if len(body) > LARGEST_BODY:
-        return 413, f"{len(body)} bytes, at most {LARGEST_BODY}; send fewer wafers at once"
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError:  # NaN among numbers is not strict JSON, but MLflow reads it
@@ -76,26 +77,65 @@ def _keys(value: Any) -> set[str]:
     return set(value) if isinstance(value, dict) else set()
 
 
+class Door:
+    """ASGI middleware: reads what comes to `/invocations`, as far as it may be long; refuses it or hands it on."""
+
+    def __init__(self, app: "ASGIApp", columns: set[str], params: set[str]) -> None:
+        self.app, self.columns, self.params = app, columns, params
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Hand a request on with its body, or answer it here."""
+        if scope["type"] != "http" or scope["path"] != "/invocations" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            body = await read_body(request)
+        except ClientDisconnect:
+            return
+        if body is None:
+            refused: tuple[int, str] | None = (413, f"more than {LARGEST_BODY} bytes; send fewer wafers")
+        else:
+            refused = refusal(request.headers.get("content-type", ""), body, self.columns, self.params)
+        if refused is not None:
+            status, message = refused
+            # With the connection left open the server would take the rest of the body, to throw it away.
+            headers = {"connection": "close"} if body is None else {}
+            answer = JSONResponse({"error_code": "BAD_REQUEST", "message": message}, status, headers)
+            await answer(scope, receive, send)
+            return
+        whole: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def read_again() -> "Message":
+            return next(whole, None) or await receive()
+
+        await self.app(scope, read_again, send)
+
+
+async def read_body(request: Request) -> bytes | None:
+    """The whole body, None if it is longer than `LARGEST_BODY`; then it is read no further than that.
+
+    A body sent in chunks need not say how long it is, nor end.
+    """
+    if int(request.headers.get("content-length", 0)) > LARGEST_BODY:
+        return None
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > LARGEST_BODY:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
 def make_app(model_uri: str) -> "FastAPI":
     """The scoring server of a registered model, with the door before `/invocations`."""
-    from fastapi.responses import JSONResponse
-
     model = load_model(model_uri)
     signature = model.metadata.signature
     columns = set(signature.inputs.input_names())
     params = {param.name for param in signature.params.params}
     app: FastAPI = scoring_server.init(model)
-
-    @app.middleware("http")
-    async def door(request: "Request", call_next: "Callable[[Request], Awaitable[Response]]") -> "Response":
-        if request.url.path == "/invocations" and request.method == "POST":
-            content_type = request.headers.get("content-type", "")
-            refused = refusal(content_type, await request.body(), columns, params)
-            if refused is not None:
-                status, message = refused
-                return JSONResponse({"error_code": "BAD_REQUEST", "message": message}, status)
-        return await call_next(request)
-
+    app.add_middleware(Door, columns=columns, params=params)
     return app
 
 
