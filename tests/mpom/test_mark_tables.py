@@ -212,6 +212,16 @@ def test_interleaved_wafers_of_a_large_table_are_refused_and_sorted_ones_streame
             list(wafers_of(path, "m", MarksParams(), whole_bytes=0))
 
 
+def test_scattered_rows_without_a_barcode_are_one_item_of_a_large_table_too(tmp_path):
+    frame = pd.concat([marks("W1", 1), marks("W2", 3)], ignore_index=True)
+    frame.loc[[5, 900, len(frame) - 1], "barcode"] = None
+    save(frame, tmp_path / "m.csv")
+    whole, streamed = (list(wafers_of(tmp_path / "m.csv", "m", MarksParams(), size)) for size in (1 << 30, 0))
+    assert [(name, len(rows)) for name, rows in streamed[1:]] == [(name, len(r)) for name, r in whole[1:]]
+    assert [str(items[0][1]) for items in (whole, streamed)] == [str(whole[0][1])] * 2
+    assert "3 rows without barcode" in str(whole[0][1])
+
+
 def broken(change) -> pd.DataFrame:
     frame = lot("L0", [0, 1])
     change(frame, frame["barcode"] == "L0W00")
@@ -356,6 +366,17 @@ def test_a_parquet_column_of_another_type_is_named(tmp_path, run_ingest, name, v
     table = table.set_column(at, name, values) if at >= 0 else table.append_column(name, values)
     pq.write_table(table, tmp_path / "raw" / "a.parquet")
     assert run_ingest(tmp_path / "raw").rejected("a.parquet#W2")["field"] == name
+
+
+def test_a_parquet_column_of_fractions_where_an_id_belongs_is_named(tmp_path, run_ingest):
+    good = marks("W1", 1).head(12)
+    save(good.assign(barcode="W2", slot=1.5), tmp_path / "raw" / "a.parquet")
+    gap = pa.array(np.array([1.0, np.nan] * 6))  # a number that is none, and not a null
+    table = pa.Table.from_pandas(good, preserve_index=False).append_column("slot", gap)
+    pq.write_table(table, tmp_path / "raw" / "gap.parquet")
+    done = run_ingest(tmp_path / "raw")
+    assert (done.rejected("a.parquet")["field"], done.report["quarantined"]) == ("slot", 1)
+    assert done.records["slot"].to_pylist() == [1]
 
 
 def test_a_delimiter_that_is_wrong_is_answered_with_the_right_one(tmp_path, run_ingest):

@@ -130,8 +130,9 @@ def wafers_of(
         if table.size <= whole_bytes:
             yield from _split(table.read(), file)
         else:
-            _check_order(table, file)
-            yield from _stream(table, file)
+            if nameless := _check_order(table, file):
+                yield _no_identity(nameless, file)
+            yield from _stream(table)
 
 
 def _open(path: Path, file: str, settings: MarksParams) -> "_CsvTable | _ParquetTable":
@@ -236,11 +237,14 @@ _IDENTITY = ("barcode", "lot_id", "wafer_id", "slot")
 def _as_text(column: Any, file: str, name: str) -> Any:
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
-    if pa.types.is_floating(column.type):
-        # pandas turns whole numbers with a gap into floats.
-        column = pc.cast(column, pa.int64())
     try:
+        if pa.types.is_floating(column.type):
+            # pandas turns whole numbers with a gap into floats.
+            column = pc.cast(pc.if_else(pc.is_nan(column), None, column), pa.int64())
         return pc.cast(column, pa.string())
+    except pa.ArrowInvalid as error:  # a fraction, infinity
+        reason = f"{str(error).partition(chr(10))[0]}, expected text or whole numbers"
+        raise InputError(file, name, reason, f"check {_COLUMNS}") from None
     except pa.ArrowNotImplementedError:
         raise InputError(file, name, f"column of {column.type}, expected text", f"check {_COLUMNS}") from None
 
@@ -314,32 +318,36 @@ def _runs(batches: Iterator[pa.Table]) -> Iterator[tuple[str | None, pa.Table]]:
             start = end
 
 
-def _check_order(table: "_CsvTable | _ParquetTable", file: str) -> None:
-    """A streamed table must hold each wafer in one stretch: a wafer is never finished by guess."""
-    seen: set[str | None] = set()
+def _check_order(table: "_CsvTable | _ParquetTable", file: str) -> int:
+    """A streamed table must hold each wafer in one stretch: a wafer is never finished by guess.
+
+    Rows without an identity may lie anywhere; returns how many there are.
+    """
+    seen: set[str] = set()
     last: str | None = None
-    for barcode, _ in _runs(table.batches(only_ids=True)):
+    nameless = 0
+    for barcode, rows in _runs(table.batches(only_ids=True)):
+        if barcode is None:
+            nameless += len(rows)
+            continue
         if barcode != last and barcode in seen:
             reason = f"rows of wafer {barcode!r} are scattered over a table too large to read at once"
             raise InputError(file, "barcode", reason, "sort the table by wafer, or write one file per lot")
         seen.add(barcode)
         last = barcode
+    return nameless
 
 
-def _stream(table: "_CsvTable | _ParquetTable", file: str) -> Iterator[Wafer]:
+def _stream(table: "_CsvTable | _ParquetTable") -> Iterator[Wafer]:
     pieces: list[pa.Table] = []
-    last: str | None = None
+    last = ""
     for barcode, rows in _runs(table.batches(only_ids=False)):
+        if barcode is None:
+            continue
         if pieces and barcode != last:
-            yield _finish(last, pieces, file)
+            yield last, pa.concat_tables(pieces)
             pieces = []
         last = barcode
         pieces.append(rows)
     if pieces:
-        yield _finish(last, pieces, file)
-
-
-def _finish(barcode: str | None, pieces: list[pa.Table], file: str) -> Wafer:
-    if barcode is None:
-        return _no_identity(sum(len(piece) for piece in pieces), file)
-    return barcode, pa.concat_tables(pieces)
+        yield last, pa.concat_tables(pieces)
