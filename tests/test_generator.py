@@ -10,8 +10,10 @@ import torch
 
 from ikddit.diffusion.model import OverlayModel
 from ikddit.errors import InputError, ModelError
+from ikddit.evaluation.specification import call_of_samples
 from ikddit.forecast import ForecastFiles, Written
 from ikddit.generator import Generator
+from ikddit.overlay import kpi
 from made_generator import made_generator
 
 
@@ -40,6 +42,28 @@ def test_forecast_has_a_row_per_wafer_and_ordered_intervals(generator):
     assert (out["m3s_x_low_nm"] <= out["m3s_x_nm"]).all()
     assert (out["m3s_x_nm"] <= out["m3s_x_high_nm"]).all()
     assert out["out_of_spec"].between(0, 1).all()
+
+
+def test_out_of_spec_is_the_probability_that_is_scored(generator):
+    table = generator._table(made_frame(["w1", "w2", "w3"]))
+    maps = generator.sample(table, n=4, steps=3)
+    m3s = kpi.samples_m3s_nm(maps, np.broadcast_to(generator.usable, (3, 64, 64)))
+    limit = float(np.median(m3s.max(-1)))
+    served = generator.predict(table, n=4, steps=3, limit_nm=limit).out_of_spec
+    np.testing.assert_allclose(served, call_of_samples(m3s, limit).score, rtol=1e-6)
+    assert len(set(served)) == 3
+
+
+@pytest.mark.parametrize("limit", [0.0, -8.0, float("nan")])
+def test_a_limit_that_no_wafer_can_keep_is_refused(generator, limit):
+    with pytest.raises(InputError, match="limit_nm"):
+        generator.predict(generator._table(made_frame(["w1"])), n=2, steps=2, limit_nm=limit)
+
+
+@pytest.mark.parametrize("ask", ["sample", "predict"])
+def test_a_request_without_wafers_is_refused(generator, ask):
+    with pytest.raises(InputError, match="no wafers"):
+        getattr(generator, ask)(generator._table(made_frame([])), n=2, steps=2)
 
 
 def test_samples_of_a_wafer_do_not_depend_on_its_neighbours(generator):
@@ -118,6 +142,8 @@ def test_guidance_the_model_was_not_trained_for_is_refused(generator, kind):
         ({"guidance": -2.0}, "weight of 0 or more"),
         ({"guidance": 2.0, "guidance_kind": "auto"}, "cfg or path_drop"),
         ({"guidance": 2.0, "sigma_low": 5.0}, "sigma_low < sigma_high"),
+        ({"guidance_kind": "auto"}, "cfg or path_drop"),
+        ({"sigma_low": 5.0}, "sigma_low < sigma_high"),
         ({"inference": "half"}, "use full or masked"),
         ({"mask_ratio": 1.0}, "mask_ratio"),
         ({"sampler": "euler"}, "dpm, heun or ddpm"),

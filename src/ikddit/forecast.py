@@ -49,7 +49,7 @@ class Forecast:
     m3s_high: Float[np.ndarray, "W 2"]
     """Its upper end."""
     out_of_spec: Float[np.ndarray, " W"]
-    """Share of samples whose larger M3S exceeds the limit."""
+    """Probability that the larger measured M3S exceeds the limit, by the law of the intervals."""
 
 
 def forecast_table(forecast: Forecast) -> pa.Table:
@@ -119,7 +119,7 @@ def forecast_figure(
     Args:
         wafer: row of the forecast.
         usable: where a map is generated.
-        limit_nm: the limit that `out_of_spec` was counted with.
+        limit_nm: the limit that `out_of_spec` is of.
         scale_nm: colours run from -scale_nm to scale_nm for the mean, from 0 to a quarter of it for sigma: fixed,
             so that pictures of wafers compare.
     """

@@ -25,7 +25,7 @@ from ikddit.embedding.conditions import gather_conditions
 from ikddit.errors import InputError, ModelError
 from ikddit.forecast import Forecast, forecast_table
 from ikddit.manifest import check_manifest, file_hashes, fingerprint
-from ikddit.overlay.kpi import m3s_interval_nm, samples_m3s_nm
+from ikddit.overlay.kpi import m3s_interval_nm, out_of_spec_probability, samples_m3s_nm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,8 @@ class Generator:
             options: see `RareOptions`.
 
         Raises:
-            InputError: an argument is out of range, or the model was not trained for this guidance.
+            InputError: an argument is out of range, there are no wafers, or the model was not trained for this
+                guidance.
         """
         blocks = self.sample_blocks(
             records, n, steps, seed, mask_ratio=mask_ratio, guidance=guidance, **options
@@ -123,6 +124,8 @@ class Generator:
             raise InputError("request", "n, steps", f"n={n}, steps={steps}", "use n >= 1 and steps >= 2")
         plan = self.plan(steps, **options)
         split = self._encode(records)
+        if not len(split):
+            raise InputError("request", "records", "no wafers", "name one or more")
         wafers = max(1, SAMPLES_AT_ONCE // n)
         with torch.inference_mode():
             for start in range(0, len(split), wafers):
@@ -147,27 +150,22 @@ class Generator:
         ratio = options.get("mask_ratio")
         if ratio is not None and not 0 <= ratio < 1:
             raise InputError("request", "mask_ratio", str(ratio), "use a share from 0 to below 1")
-        weight = options.get("guidance")
-        guidance = None
-        if weight is not None:
-            kind = options.get("guidance_kind", "cfg")
-            low, high = options.get("sigma_low", SIGMA_LOW), options.get("sigma_high", SIGMA_HIGH)
-            try:
-                guidance = Guidance(float(weight), kind, low, high)
-            except ValueError as error:
-                raise InputError(
-                    "request", "guidance", str(error), "leave it out to sample unguided"
-                ) from None
-            dropout = config.condition_dropout if kind == "cfg" else config.path_dropout
-            if guidance.weight != 1 and dropout == 0:
-                name = "train.condition_dropout" if kind == "cfg" else "train.path_dropout"
-                raise InputError(
-                    "request",
-                    "guidance",
-                    f"the model has no weak branch for {kind}, it was trained with {name} 0",
-                    f"train with {name} above 0, or leave guidance out",
-                )
-        return SamplingPlan(steps, inference, ratio, guidance, sampler)
+        weight, kind = options.get("guidance"), options.get("guidance_kind", "cfg")
+        low, high = options.get("sigma_low", SIGMA_LOW), options.get("sigma_high", SIGMA_HIGH)
+        try:
+            guidance = Guidance(1.0 if weight is None else float(weight), kind, low, high)
+        except ValueError as error:
+            raise InputError("request", "guidance", str(error), "leave it out to sample unguided") from None
+        dropout = config.condition_dropout if kind == "cfg" else config.path_dropout
+        if guidance.weight != 1 and dropout == 0:
+            name = "train.condition_dropout" if kind == "cfg" else "train.path_dropout"
+            raise InputError(
+                "request",
+                "guidance",
+                f"the model has no weak branch for {kind}, it was trained with {name} 0",
+                f"train with {name} above 0, or leave guidance out",
+            )
+        return SamplingPlan(steps, inference, ratio, None if weight is None else guidance, sampler)
 
     def _sample_block(
         self, split: PreparedSplit, block: slice, n: int, seed: int, plan: SamplingPlan
@@ -228,12 +226,17 @@ class Generator:
         """Point forecast, sigma map, M3S with its 90 % interval, out-of-spec probability.
 
         Args:
-            limit_nm: specification limit for the larger of the two axes' |mean| + 3 sigma.
+            limit_nm: specification limit for the larger of the two axes' |mean| + 3 sigma, above 0.
             each: called with the barcodes and the maps (w, n, 2, 64, 64), nm, of a few wafers at a time, before
                 their samples are let go.
             options: of the samples, see `SamplingOptions`; the point forecast comes from the highest noise,
                 which is never guided or masked.
+
+        Raises:
+            InputError: the limit is not above 0, there are no wafers, or as in `sample`.
         """
+        if not limit_nm > 0:
+            raise InputError("request", "limit_nm", str(limit_nm), "use a limit above 0 nm")
         split = self._encode(records)
         usable = self.usable
         sigma, m3s = [], []
@@ -251,7 +254,7 @@ class Generator:
             m3s=m.mean(1),
             m3s_low=low,
             m3s_high=high,
-            out_of_spec=(m.max(-1) > limit_nm).mean(1),
+            out_of_spec=out_of_spec_probability(m, limit_nm),
         )
 
     def predict_frame(

@@ -171,6 +171,31 @@ def test_m3s_interval_covers_its_level_whatever_the_ensemble_size(members):
     assert abs(inside.mean() - 0.9) < 0.01
 
 
+def test_out_of_spec_probability_is_the_tail_of_students_law_of_the_larger_axis() -> None:
+    from scipy import stats
+
+    drawn = np.exp(np.random.default_rng(0).normal(1.9, 0.2, (50, 5, 2)))
+    log = np.log(drawn.max(axis=-1))
+    law = stats.t(4, log.mean(axis=1), log.std(axis=1, ddof=1) * np.sqrt(1 + 1 / 5))
+    found = kpi.out_of_spec_probability(drawn, 8.0)
+    np.testing.assert_allclose(found, law.sf(np.log(8.0)), rtol=1e-12)
+    # the interval's own ends, where both axes are one
+    low, high = kpi.m3s_interval_nm(drawn[..., :1].repeat(2, -1), 0.9)
+    for ends, expected in ((low, 0.95), (high, 0.05)):
+        one = [
+            kpi.out_of_spec_probability(d[None, :, :1], limit[0])[0]
+            for d, limit in zip(drawn, ends, strict=True)
+        ]
+        np.testing.assert_allclose(one, expected, rtol=1e-9)
+
+
+def test_out_of_spec_probability_without_spread_is_all_or_nothing() -> None:
+    one = np.array([[[4.0, 9.0]], [[4.0, 7.0]]])
+    assert kpi.out_of_spec_probability(one, 8.0).tolist() == [1.0, 0.0]
+    alike = kpi.out_of_spec_probability(one.repeat(3, axis=1), 8.0)
+    np.testing.assert_allclose(alike, [1.0, 0.0], atol=1e-12)
+
+
 def test_m3s_of_samples_is_that_of_every_map_over_its_wafers_marks() -> None:
     rng = np.random.default_rng(3)
     samples = rng.normal(0.3, 2.0, (20, 3, 2, 64, 64)).astype(np.float16)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ikddit.evaluation.scores import out_of_spec_scores
+from ikddit.overlay.kpi import out_of_spec_probability
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,8 @@ class Call:
 
 
 def call_of_samples(m3s_samples: Float[np.ndarray, "n m 2"], limit_nm: float) -> Call:
-    """Score by the probability that the larger of the two axes' M3S exceeds the limit; 1/2 calls.
-
-    The law is the one of `kpi.m3s_interval_nm` (Student's in the logarithm), so that a few samples give more than
-    m + 1 different probabilities.
-    """
-    from scipy.stats import t
-
-    log = np.log(np.maximum(m3s_samples.max(axis=-1), 1e-9))
-    size = log.shape[1]
-    spread = np.maximum(log.std(axis=1, ddof=1), 1e-9) * np.sqrt(1 + 1 / size)
-    return Call(t.sf((np.log(limit_nm) - log.mean(axis=1)) / spread, size - 1), 0.5)
+    """Score by the probability of being out of specification, the one that is served; 1/2 calls."""
+    return Call(out_of_spec_probability(m3s_samples, limit_nm), 0.5)
 
 
 def call_of_map(m3s: Float[np.ndarray, "n 2"], limit_nm: float) -> Call:

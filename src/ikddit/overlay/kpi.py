@@ -22,6 +22,8 @@ PerAxis = Float[np.ndarray, "n 2"]
 PerWafer = Float[np.ndarray, " n"]
 
 _CHUNK = 256
+_LEAST = 1e-9
+"""nm or one: what is nearer to 0 has no logarithm or quotient worth the name."""
 _FEW = 16
 """Wafers of an ensemble at a time."""
 
@@ -234,13 +236,35 @@ def m3s_interval_nm(samples: Float[np.ndarray, "n members 2"], level: float = 0.
     """
     from scipy.stats import t
 
-    size = samples.shape[1]
-    log = np.log(np.maximum(samples, 1e-9))
-    centre = log.mean(axis=1)
-    if size == 1:
-        return np.exp(centre), np.exp(centre)
-    half = float(t.ppf(0.5 + level / 2, size - 1)) * np.sqrt(1 + 1 / size) * log.std(axis=1, ddof=1)
+    centre, scale, freedom = _log_law(samples)
+    half = float(t.ppf(0.5 + level / 2, freedom)) * scale if freedom else scale
     return np.exp(centre - half), np.exp(centre + half)
+
+
+def out_of_spec_probability(samples: Float[np.ndarray, "n members 2"], limit_nm: float) -> PerWafer:
+    """Probability that the larger of the two axes' measured M3S exceeds a limit above 0 nm, from sampled maps' M3S.
+
+    Student's law in the logarithm, as in `m3s_interval_nm`: a few members give more than members + 1 different
+    probabilities. One member is all or nothing.
+
+    >>> out_of_spec_probability(np.array([[[4.0, 16.0], [4.0, 4.0]], [[2.0, 1.0], [3.0, 5.0]]]), 8.0).round(3).tolist()
+    [0.5, 0.225]
+    """
+    from scipy.stats import t
+
+    centre, scale, freedom = _log_law(samples.max(axis=-1))
+    above = centre - np.log(limit_nm)
+    if not freedom:
+        return np.where(np.isnan(above), np.nan, above > 0)
+    return np.asarray(t.cdf(above / np.maximum(scale, _LEAST), freedom))
+
+
+def _log_law(samples: Float[np.ndarray, "n members ..."]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Student's law of the next member's logarithm: centre, scale, degrees of freedom (0: no spread is known)."""
+    size = samples.shape[1]
+    log = np.log(np.maximum(samples, _LEAST))
+    spread = log.std(axis=1, ddof=1) if size > 1 else np.zeros_like(log[:, 0])
+    return log.mean(axis=1), np.sqrt(1 + 1 / size) * spread, size - 1
 
 
 # Correctable and not -------------------------------------------------------------------------------------
