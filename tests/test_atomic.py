@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ikddit.atomic import StorageError, atomic_dir, atomic_path, write_json, write_text
+from ikddit.atomic import StorageError, atomic_dir, atomic_path, read_json, write_json, write_text
 
 DIES = """
 import os, signal, sys
@@ -197,3 +197,9 @@ def test_files_have_the_rights_that_the_umask_gives(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "folder" / "value.json").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
+def test_json_nested_too_deeply_is_a_value_error_as_any_bad_json(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(tmp_path / "deep.json")

@@ -138,8 +138,15 @@ def write_json(target: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read JSON written by `write_json`."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read JSON written by `write_json`.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than anything of ours.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def new_array(path: Path | str, shape: tuple[int, ...]) -> "np.memmap":

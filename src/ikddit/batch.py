@@ -121,7 +121,7 @@ def _inputs(generator: Generator, source: Path) -> list[Path]:
     try:
         normaliser = Normaliser.load(source / "normaliser.json")
         vocabularies = Vocabularies.load(source / "vocabularies.json")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(str(source), "folder", str(error), "name a folder that `prepare` wrote") from None
     own = generator.normaliser
     same = (

@@ -71,7 +71,7 @@ class Normaliser:
                 sigma_nm=float(data["sigma_nm"]),
                 mean_map=np.array(data["mean_map"], np.float32).reshape(2, MAP_SIZE, MAP_SIZE),
             )
-        except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 str(path), "normaliser", f"missing or malformed: {error}", "rerun prepare"
             ) from None

@@ -260,7 +260,7 @@ class Vocabularies:
             values = [[(float(mean), float(std)) for mean, std in slots] for slots in data["values"]]
             if len(values) != len(templates) or any(std <= 0 for slots in values for _, std in slots):
                 raise ValueError("values do not fit the templates")
-        except (KeyError, RecursionError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 str(path), "vocabularies", f"missing or malformed: {error}", "rerun prepare"
             ) from None
