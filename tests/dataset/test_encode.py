@@ -9,6 +9,7 @@ import pytest
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.encode import encode_records
 from ikddit.dataset.normaliser import Normaliser, NormaliserFit
+from ikddit.dataset.request import warn_once
 from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.errors import InputError
 from ikddit.mpom.parts import lists_to_numpy
@@ -79,6 +80,7 @@ def test_rgb_records_are_encoded_without_their_maps_and_it_is_logged(
     make_records, caplog, monkeypatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="ikddit"):
         split = encode(make_records(2, units="rgb", target=False))
     assert "RGB" in caplog.text

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, UInt8
 
-from ikddit.console import log
 from ikddit.dataset.arrow import fixed_list, prepared_schema
 from ikddit.dataset.normaliser import Normaliser
+from ikddit.dataset.request import warn_once
 from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.errors import InputError
 from ikddit.mpom.parts import lists_to_numpy
@@ -66,7 +66,7 @@ def encode_records(
             "use the channels of the training data, in their order (absent values may be NaN)",
         )
     if table.schema.metadata[b"units"] != b"nm":
-        log.warning("previous maps are RGB without a scale in nm: they are treated as missing")
+        warn_once("previous maps are RGB without a scale in nm: they are treated as missing")
     schema = prepared_schema(names, max_lines, values_per_line)
     features, missing = normaliser.encode_logs(lists_to_numpy(table.column("log_features"), np.nan))
     templates, values, words = vocabularies.encode_lines(
