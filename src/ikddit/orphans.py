@@ -1,8 +1,13 @@
-"""Worker processes that end with whoever started them."""
+"""Worker processes: how many there may be, and that they end with whoever started them."""
 
 import os
 import threading
 from multiprocessing import parent_process
+
+
+def cores() -> int:
+    """Processors this process may run on, which a container or `taskset` may hold to fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
 
 
 def end_with_parent() -> None:

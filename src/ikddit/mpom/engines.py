@@ -28,7 +28,7 @@ from ikddit.console import log
 from ikddit.errors import IkdditError
 from ikddit.mpom.source import Census
 from ikddit.mpom.tasks import Job, Outcome, Task, Worker, plan
-from ikddit.orphans import end_with_parent
+from ikddit.orphans import cores, end_with_parent
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -116,7 +116,7 @@ def _on_processes(job: Job, tasks: Iterator[Numbered]) -> Iterator[Outcome]:
 
 
 def _processes(job: Job) -> int:
-    return job.settings.workers or len(os.sched_getaffinity(0))
+    return job.settings.workers or cores()
 
 
 def _died(job: Job) -> IkdditError:

@@ -1,8 +1,8 @@
 """Lots spread over processes: each makes the fab once and keeps it."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from ikddit.orphans import end_with_parent
+from ikddit.errors import IkdditError
+from ikddit.orphans import cores, end_with_parent
 from ikddit.params import SimulateParams
 from ikddit.simulator.constants import Fab
 
@@ -55,8 +56,11 @@ def map_lots(
         params: what is simulated.
         items: what to run over.
         workers: processes; 0 takes all cores, 1 stays in this process.
+
+    Raises:
+        IkdditError: a worker process died.
     """
-    workers = min(workers or os.cpu_count() or 1, len(items))
+    workers = min(workers or cores(), len(items))
     if workers <= 1:
         fab = Fab.build(params.fab_seed)
         with threadpool_limits(1):
@@ -67,4 +71,10 @@ def map_lots(
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start, initargs=(params,)
     ) as pool:
-        yield from pool.map(partial(_run, task), items, chunksize=max(1, min(4, len(items) // (4 * workers))))
+        chunk = max(1, min(4, len(items) // (4 * workers)))
+        try:
+            yield from pool.map(partial(_run, task), items, chunksize=chunk)
+        except BrokenProcessPool:
+            raise IkdditError(
+                f"simulate: one of {workers} worker processes died; if memory ran out, run it on fewer cores (taskset -c 0)"
+            ) from None
