@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ikddit.atomic import StorageError, atomic_dir, atomic_path, read_json, write_json, write_text
+from ikddit.atomic import StorageError, atomic_dir, atomic_path, new_array, read_json, write_json, write_text
 
 DIES = """
 import os, signal, sys
@@ -203,3 +204,18 @@ def test_json_nested_too_deeply_is_a_value_error_as_any_bad_json(tmp_path: Path)
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         read_json(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize("allocates", [True, False], ids=["linux", "macos"])
+def test_place_of_an_array_is_taken_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocates: bool
+) -> None:
+    if not allocates:
+        monkeypatch.delattr(os, "posix_fallocate")
+    array = new_array(tmp_path / "maps.npy", (5, 2, 100, 333))
+    written = (tmp_path / "maps.npy").stat()
+    assert written.st_blocks * 512 >= written.st_size > array.nbytes
+    array[-1] = 1.5
+    array.flush()
+    again = np.load(tmp_path / "maps.npy", allow_pickle=False)
+    assert (again.shape, again.dtype, again.sum(dtype=float)) == ((5, 2, 100, 333), np.float16, 1.5 * 66_600)

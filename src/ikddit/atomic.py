@@ -161,7 +161,12 @@ def new_array(path: Path | str, shape: tuple[int, ...]) -> "np.memmap":
 
     array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     with Path(path).open("rb+") as handle:
-        os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+        else:  # macOS
+            handle.seek(-array.nbytes, os.SEEK_END)
+            for start in range(0, array.nbytes, len(_PROBE)):
+                handle.write(_PROBE[: array.nbytes - start])
     return array
 
 
