@@ -14,6 +14,7 @@ from typing import Any
 
 from ikddit.atomic import read_json
 from ikddit.errors import RegistryError
+from ikddit.manifest import file_hashes
 from ikddit.params import Params
 from ikddit.registry.gate import Evidence
 
@@ -133,23 +134,13 @@ def collect(params: Params, folder: Path = Path(), env: Mapping[str, str] = os.e
 
 def fingerprint(model: Path, metrics: Any, settings: Mapping[str, Any]) -> str:
     """Name a result by its content: same files, metrics and params, same fingerprint, on any machine."""
-    files = {
-        path.relative_to(model).as_posix(): _sha256(path)
-        for path in sorted(model.rglob("*"))
-        if path.is_file()
-    }
     kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_MODEL}
     if isinstance(ingest := kept.get("ingest"), Mapping):
         kept["ingest"] = {name: value for name, value in ingest.items() if name not in HOW_INGEST_RUNS}
     # a measured speed differs from run to run; what follows from it (`served`) is part of the result
     timeless = {name: value for name, value in flatten(metrics) if name not in TIMES}
-    content = json.dumps({"files": files, "metrics": timeless, "params": kept}, sort_keys=True)
+    content = json.dumps({"files": file_hashes(model), "metrics": timeless, "params": kept}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
