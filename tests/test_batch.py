@@ -113,6 +113,14 @@ def test_two_runs_at_one_output_do_not_meet(tmp_path, model, records):
         write_forecast(Generator.load(model), records, tmp_path / "f.parquet", n=2, steps=2)
 
 
+def test_scratch_of_another_output_is_left_alone(tmp_path):
+    other = tmp_path / ".f.parquet.0.part"
+    other.touch()
+    with batch._parts_folder(tmp_path / "f"):
+        pass
+    assert other.exists()
+
+
 def test_prepared_splits_are_forecast_like_their_records(tmp_path, model, records):
     generator = Generator.load(model)
     prepared = tmp_path / "prepared"

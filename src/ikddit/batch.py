@@ -306,9 +306,6 @@ def _parts_folder(target: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            # what a killed run had not finished
-            for scratch in (*folder.glob(".*.part"), *target.parent.glob(f".{target.name}.*.part")):
-                scratch.unlink()
             yield folder
             shutil.rmtree(folder)
     except Timeout:
