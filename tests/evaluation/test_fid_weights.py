@@ -107,10 +107,13 @@ def test_a_download_is_kept_and_checked_against_the_hash_in_its_name(file, monke
     assert not list((file.parent / "torch").rglob("*00000000*"))
 
 
-def test_a_login_in_an_address_is_refused_and_not_shown(caplog):
+def test_a_login_in_an_address_is_refused_and_not_shown(caplog, monkeypatch):
     with pytest.raises(ModelError, match="takes no login") as caught:
         find_weights("https://fab:pass-word@example.org/net.pth", 1.0)
     assert "pass-word" not in str(caught.value) + caplog.text
+    monkeypatch.setenv("IKDDIT_FID_WEIGHTS", "https://fab:pass-word@example.org/net.pth")
+    with pytest.raises(ModelError, match=r"IKDDIT_FID_WEIGHTS: .*takes no login"):
+        find_weights("auto", 1.0)
 
 
 def test_a_server_that_breaks_off_gives_no_weights(monkeypatch):
@@ -129,6 +132,9 @@ def test_a_configured_address_that_answers_not_found_is_an_error(monkeypatch):
 
     monkeypatch.delenv("IKDDIT_FID_WEIGHTS", raising=False)
     monkeypatch.setattr(module.urllib.request, "urlopen", answer)
-    with pytest.raises(ModelError, match="404"):
+    with pytest.raises(ModelError, match=r"fid\.weights: .*404"):
         find_weights("https://example.org/gone.pth", 1.0)
     assert isinstance(find_weights("auto", 1.0), NoWeights)
+    monkeypatch.setenv("IKDDIT_FID_WEIGHTS", "https://example.org/gone.pth")
+    with pytest.raises(ModelError, match=r"IKDDIT_FID_WEIGHTS: .*404"):
+        find_weights("auto", 1.0)

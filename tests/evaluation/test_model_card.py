@@ -96,6 +96,12 @@ def test_card_needs_the_metrics(tmp_path: Path) -> None:
         build_card(tmp_path, Params())
 
 
+def test_a_damaged_report_is_named(reports: Path) -> None:
+    (reports / "timing.json").write_text("{")
+    with pytest.raises(InputError, match=r"timing\.json: JSON: .*run the stage"):
+        build_card(reports, Params())
+
+
 def test_tables_of_the_card_are_well_formed(reports: Path) -> None:
     for block in re.findall(r"(?:^\|.*\n)+", build_card(reports, Params()), re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1

@@ -17,9 +17,11 @@ from report_browser import Browser, chromium
 from report_tables import FID, MODELS, write_tables
 
 from ikddit.errors import InputError
+from ikddit.evaluation.report.fid import fid_rows
 from ikddit.evaluation.report.figures import Chart, Line, charts_figure, inline_svg
 from ikddit.evaluation.report.page import FIGURES, build_report, write_report
-from ikddit.evaluation.report.sources import Origin, read_sources
+from ikddit.evaluation.report.scored import pivot
+from ikddit.evaluation.report.sources import Origin, read_sources, read_tables
 from ikddit.evaluation.report.summary import ablation
 from ikddit.evaluation.report.tables import comparison, verdict
 
@@ -480,6 +482,27 @@ def test_fid_stands_with_mean_and_sd_over_repeated_runs(checkout: Path) -> None:
     words = Page(build_report(read_sources(checkout))).words()
     assert "mean ± sd of 3 seeds" in words
     assert "fid15k.embedding 0.0345 0.03 to 0.04 0.04 ± 0.01 0.011 0.02" in words
+
+
+def test_a_standard_deviation_stands_beside_its_figure_whatever_it_was_taken_over() -> None:
+    fid = {
+        "inception_score": 2.5,
+        "inception_score_split_sd": 0.2,
+        "kid_embedding": 0.5,
+        "kid_embedding_subset_sd": 0.1,
+    }
+    assert [(row.name, row.sd) for row in fid_rows(fid)] == [("inception_score", 0.2), ("kid_embedding", 0.1)]
+
+
+def test_names_that_look_like_numbers_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "kpis.csv").write_text(
+        "model,group,level,n_wafers,rmse_nm\nzero,all,all,5,1.0\nzero,chuck,1,2,1.5\nzero,chuck,01,3,0.5\n"
+    )
+    found = pivot(read_tables(tmp_path)["kpis"], "rmse_nm")
+    assert found is not None
+    assert found.levels == [("all", "all"), ("chuck", "1"), ("chuck", "01")]
+    assert found.rows == [("zero", [1.0, 1.5, 0.5])]
+    assert found.wafers == [5, 2, 3]
 
 
 def test_distances_on_two_embeddings_are_not_put_side_by_side() -> None:

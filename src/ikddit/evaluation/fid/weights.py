@@ -73,21 +73,22 @@ def find_weights(setting: str, timeout_s: float) -> Weights | NoWeights:
     """
     if setting == "none":
         return NoWeights("fid.weights is none")
-    configured = setting
+    configured, where = setting, "fid.weights"
     if setting == "auto":
-        configured = os.environ.get(WEIGHTS_VARIABLE, "auto")
+        configured, where = os.environ.get(WEIGHTS_VARIABLE, "auto"), WEIGHTS_VARIABLE
     url = _official_url() if configured == "auto" else configured
     scheme = urlparse(url).scheme
     if scheme in ("http", "https"):
         path = _cached(url)
-        if not path.is_file() and (problem := _download(url, path, timeout_s, configured != "auto")):
+        if not path.is_file() and (
+            problem := _download(url, path, timeout_s, where if configured != "auto" else None)
+        ):
             return NoWeights(
                 f"{path.name} is not on this machine and no network gave it ({problem}); {AGAIN}"
             )
     else:
         path = Path(url2pathname(urlparse(url).path)) if scheme == "file" else Path(url)
         if not path.is_file():
-            where = WEIGHTS_VARIABLE if setting == "auto" else "fid.weights"
             raise ModelError(f"{where}: {url}: no such file; correct the path, or use auto or none")
     return read_weights(path)
 
@@ -137,8 +138,10 @@ def _hash_in(name: str) -> str:
     return found.group(1) if found else ""
 
 
-def _download(url: str, path: Path, timeout_s: float, configured: bool) -> str:
+def _download(url: str, path: Path, timeout_s: float, configured: str | None) -> str:
     """Fetch a file into the cache, whole or not at all; returns why it could not be fetched, '' if it was.
+
+    `configured` is where the address was named; None for the official one.
 
     Raises:
         ModelError: an address that cannot be one, a configured one that is answered with an error, or a file that is
@@ -156,11 +159,11 @@ def _download(url: str, path: Path, timeout_s: float, configured: bool) -> str:
                 raise ModelError(f"{url}: sha256 {digest.hexdigest()} is not that of its name; try again")
     except urllib.error.HTTPError as error:
         if configured:
-            raise ModelError(f"fid.weights: {url}: {error}; correct the address") from None
+            raise ModelError(f"{configured}: {url}: {error}; correct the address") from None
         return str(error)
     except InvalidURL:  # its message holds the password
         raise ModelError(
-            f"fid.weights: {url}: no address; it takes no login: give the path of a file"
+            f"{configured or 'fid.weights'}: {url}: no address; it takes no login: give the path of a file"
         ) from None
     except (OSError, HTTPException) as error:
         return without_passwords(str(getattr(error, "reason", error)))

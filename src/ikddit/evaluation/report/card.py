@@ -8,7 +8,7 @@ from ikddit.console import log
 from ikddit.errors import InputError
 from ikddit.evaluation.report import tables
 from ikddit.evaluation.report.fid import fid_rows, fid_title
-from ikddit.evaluation.report.sources import Sources, read_tables
+from ikddit.evaluation.report.sources import Sources, read_tables, stored_json
 from ikddit.evaluation.report.summary import ABLATED, ablation, modes, repeated_runs
 from ikddit.evaluation.report.templates import environment
 from ikddit.evaluation.scores import ome_name
@@ -35,12 +35,12 @@ def build_card(reports: Path | str, params: Params) -> str:
         params: the run's.
 
     Raises:
-        InputError: evaluation/metrics.json or baselines.json is missing.
+        InputError: evaluation/metrics.json or baselines.json is missing, or a file is damaged.
     """
     folder = Path(reports)
     found: dict[str, Any] = {}
     for name, path in REPORTS.items():
-        found[name] = atomic.read_json(folder / path) if (folder / path).exists() else None
+        found[name] = stored_json(folder / path) if (folder / path).exists() else None
     for name in ("metrics", "baselines"):
         if found[name] is None:
             raise InputError(str(folder / REPORTS[name]), "file", "missing", "run `dvc repro evaluate`")

@@ -12,6 +12,8 @@ GROUPS = ("fid15k", "fid")
 """The Frechet distances stand in one of these; the first means 15,000 maps."""
 NOT_FIGURES = ("reference", "weights", "settings")
 COUNTS = ("n", "wafers")
+DEVIATIONS = ("_sd", "_subset_sd", "_split_sd")
+"""Endings of a figure's standard deviation, which say over what it was taken."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def fid_title(fid: Mapping[str, Any]) -> str:
 
 
 def fid_rows(fid: Mapping[str, Any], repeated: Sequence[Row] = ()) -> list[FidRow]:
-    """Every figure with its interval or standard deviation (of KID: over its subsets).
+    """Every figure with its interval or standard deviation (of KID over its subsets, of IS over its splits).
 
     Args:
         fid: what fid.json holds.
@@ -69,8 +71,9 @@ def fid_rows(fid: Mapping[str, Any], repeated: Sequence[Row] = ()) -> list[FidRo
     halves, test = _measured(fid, "halves"), _measured(fid, "test")
     rows = []
     for name, value in numbers.items():
-        base = name.rsplit("_", 1)[0].removesuffix("_subset")
-        if name.rsplit(".", 1)[-1] in COUNTS or (name.endswith(("_low", "_high", "_sd")) and base in numbers):
+        endings = ("_low", "_high", *DEVIATIONS)
+        of_another = any(name.endswith(end) and name.removesuffix(end) in numbers for end in endings)
+        if name.rsplit(".", 1)[-1] in COUNTS or of_another:
             continue
         low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
         short = name.split(".", 1)[-1]
@@ -80,7 +83,7 @@ def fid_rows(fid: Mapping[str, Any], repeated: Sequence[Row] = ()) -> list[FidRo
                 name,
                 float(value),
                 None if low is None or high is None else (float(low), float(high)),
-                numbers.get(f"{name}_sd", numbers.get(f"{name}_subset_sd")),
+                next((numbers[name + end] for end in DEVIATIONS if name + end in numbers), None),
                 halves.get(short),
                 test.get(short),
                 seeds if seeds is not None and len(seeds.values) > 1 else None,

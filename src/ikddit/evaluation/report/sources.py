@@ -16,6 +16,8 @@ from ikddit.mpom.schema import ID_FIELDS
 
 _SAMPLES = "data/evaluation/showcase.npz"
 _TABLE = "data/evaluation/wafers.parquet"
+NAMES = ("group", "level", "model")
+"""Columns that stay text: chuck `01` is not chuck `1`."""
 Row = dict[str, Any]
 """Cells of a CSV row by column: numbers where they are numbers, None where empty, else text."""
 
@@ -87,11 +89,11 @@ def read_sources(root: Path | str = ".") -> Sources:
         if not (root / name).exists():
             missing.append(name)
             return None
-        return _json(root / name)
+        return stored_json(root / name)
 
     sources = Sources(
-        metrics=_json(root / "reports/evaluation/metrics.json"),
-        baselines=_json(root / "reports/baselines.json"),
+        metrics=stored_json(root / "reports/evaluation/metrics.json"),
+        baselines=stored_json(root / "reports/baselines.json"),
         ingest=optional("reports/ingest.json"),
         validation=optional("reports/validation.json"),
         gates=optional("reports/validation/validation.json"),
@@ -126,7 +128,12 @@ def read_sources(root: Path | str = ".") -> Sources:
     return sources
 
 
-def _json(path: Path) -> Any:
+def stored_json(path: Path) -> Any:
+    """What a stage wrote.
+
+    Raises:
+        InputError: the file is missing, or not JSON.
+    """
     try:
         return atomic.read_json(path)
     except FileNotFoundError:
@@ -150,7 +157,10 @@ def read_tables(folder: Path) -> dict[str, list[Row]]:
 
 def _table(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as handle:
-        return [{name: cell(text) for name, text in row.items()} for row in csv.DictReader(handle)]
+        return [
+            {name: text or None if name in NAMES else cell(text) for name, text in row.items()}
+            for row in csv.DictReader(handle)
+        ]
 
 
 def cell(text: str | None) -> int | float | str | None:
