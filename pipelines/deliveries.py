@@ -6,16 +6,17 @@ data/refused/2024-03/    did not; reports/retrain/ says why
 data/raw/                the data set a challenger is trained on: `base` and months, one version under DVC
 """
 
+import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from ikddit.atomic import atomic_dir, read_json, write_json
+from ikddit.atomic import atomic_dir, atomic_path, read_json, write_json
 from ikddit.errors import IkdditError, InputError
 from ikddit.mpom.ingest import ingest
 from ikddit.mpom.source import DESCRIPTION
@@ -70,7 +71,7 @@ def name_of(path: Path) -> str:
     return path.stem if path.suffix.lower() in (".zip", ".csv", ".parquet") else path.name
 
 
-def judge(path: Path, root: Path, params: Params, scratch: Path) -> Judged:
+def judge(path: Path, root: Path, params: Params, scratch: Path, beside: Sequence[Path] = ()) -> Judged:
     """Ingest and validate one delivery by itself, described as it would be inside the data set.
 
     Args:
@@ -78,8 +79,12 @@ def judge(path: Path, root: Path, params: Params, scratch: Path) -> Judged:
         root: the checkout.
         params: sections `data`, `ingest` and `validate`.
         scratch: folder for records, quarantine and reports; replaced.
+        beside: all deliveries of this run; of two of one name the second is stopped under its whole name.
     """
     name = name_of(path)
+    if (first := next((other for other in beside if name_of(other) == name), path)) != path:
+        twice = InputError(path.name, "name", f"{first.name} has the same", "give one of them another")
+        return Judged(path.name, False, f"{type(twice).__name__}: {twice}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         if not _NAME.fullmatch(name) or name == BASE:
@@ -90,7 +95,7 @@ def judge(path: Path, root: Path, params: Params, scratch: Path) -> Judged:
             raise InputError(name, "name", "a delivery of this name was taken in before", "give it another")
         description = merge(described(base_folder(root, params), params), described(path, params))
         raw = scratch / "raw"
-        copy_in(path, raw / path.name, os.link)
+        copy_in(path, raw / path.name, link=True)
         write_json(raw / DESCRIPTION, description)
         found = ingest(
             raw,
@@ -205,40 +210,51 @@ def compose(root: Path, params: Params, parts: list[str], deliveries: Mapping[st
     for path in raw.iterdir():
         if path.name in wanted or path.name == DESCRIPTION:
             continue
-        if params.data.raw == RAW and path.name != BASE and not (root / MONTHS / path.name).exists():
+        spare = path.name == BASE or path.name.startswith(".") or (root / MONTHS / path.name).exists()
+        if params.data.raw == RAW and not spare:
             (root / MONTHS).mkdir(parents=True, exist_ok=True)
-            os.replace(path, root / MONTHS / path.name)
-        elif path.is_dir():
-            shutil.rmtree(path)
+            _move(path, root / MONTHS / path.name)
         else:
-            path.unlink()
+            _delete(path)
     for part in parts:
         source = base if part == BASE else deliveries[part]
         target = raw / (BASE if part == BASE else source.name)
         if not target.exists():
-            copy_in(source, target, shutil.copy2)
+            copy_in(source, target)
     write_json(raw / DESCRIPTION, description)
 
 
-def copy_in(source: Path, target: Path, copy: Any) -> None:
-    """Copy a delivery, its own dataset.json left out: the data set has one for all; whole or not at all."""
+def copy_in(source: Path, target: Path, link: bool = False) -> None:
+    """Copy a delivery, its own dataset.json left out: the data set has one for all; whole or not at all.
 
-    def one(path: str, to: str) -> None:
-        try:
-            copy(path, to)
-        except OSError:  # another file system takes no hard link
-            shutil.copy2(path, to)
-
+    With `link`, for those who only read, its files are hard links where the file system takes them.
+    """
     if source.is_dir():
+
+        def own(path: str, names: list[str]) -> list[str]:
+            return [DESCRIPTION] if Path(path) == source and DESCRIPTION in names else []
+
         with atomic_dir(target) as folder:
+            copy = _link_or_copy if link else shutil.copy2
+            shutil.copytree(source, folder, copy_function=copy, ignore=own, dirs_exist_ok=True)
+    elif not (link and _linked(source, target)):
+        with atomic_path(target) as scratch:
+            shutil.copy2(source, scratch)
 
-            def own(path: str, names: list[str]) -> list[str]:
-                return [DESCRIPTION] if Path(path) == source and DESCRIPTION in names else []
 
-            shutil.copytree(source, folder, copy_function=one, ignore=own, dirs_exist_ok=True)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        one(str(source), str(target))
+def _link_or_copy(source: str, target: str) -> None:
+    if not _linked(Path(source), Path(target)):
+        shutil.copy2(source, target)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Whether `target` is a hard link to `source` now; another file system takes none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def put_away(path: Path, folder: Path, judged: Judged) -> None:
@@ -246,7 +262,34 @@ def put_away(path: Path, folder: Path, judged: Judged) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name
     if not judged.passed:
-        shutil.rmtree(target, ignore_errors=True)
-        target.unlink(missing_ok=True)
+        _delete(target)
         write_json(folder / f"{judged.name}.json", asdict(judged))
-    shutil.move(path, target)
+    _move(path, target)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; to another file system: copy, whole or not at all, then delete."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    if source.is_dir():
+        with atomic_dir(target) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+    else:
+        with atomic_path(target) as scratch:
+            shutil.copy2(source, scratch)
+    gone = source.with_name(f".{source.name}.put-away")  # half of it deleted must not pass for a delivery
+    _delete(gone)
+    os.replace(source, gone)
+    _delete(gone)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

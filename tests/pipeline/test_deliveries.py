@@ -1,7 +1,10 @@
 """The gate on deliveries and the data set versions made of what passed it; no DVC, MLflow or Prefect runs here."""
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,87 @@ def test_wafers_of_both_parts_can_be_drawn_again_from_the_description(root: Path
     names = [path.stem for path in sorted((root / "data" / "raw").rglob("*.zip"))]
     _, wafers = wafers_for(facts, [f"{name}W01" for name in names])
     assert len(wafers) == 2
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder of another file system."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("one file system only")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def die_in_file(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying stops in the middle of that file, as a killed process leaves it."""
+    whole, copied = shutil.copyfile, []
+
+    def copyfile(source: str, target: str, **options: bool) -> None:
+        copied.append(source)
+        whole(source, target, **options)
+        if len(copied) == number:
+            os.truncate(target, 3)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+
+
+def test_a_file_is_a_part_of_the_data_set_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.deliveries import copy_in
+
+    source, target = tmp_path / "2024-02.zip", tmp_path / "raw" / "2024-02.zip"
+    source.write_bytes(b"wafers")
+    with monkeypatch.context() as killed:
+        die_in_file(1, killed)
+        with pytest.raises(KeyboardInterrupt):
+            copy_in(source, target)
+    assert not target.exists()
+    copy_in(source, target)
+    assert target.read_bytes() == b"wafers"
+    copy_in(source, tmp_path / "read" / "2024-02.zip", link=True)
+    assert source.samefile(tmp_path / "read" / "2024-02.zip")
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_delivery_from_another_file_system_is_put_away_whole_or_not_at_all(
+    tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, is_file: bool
+) -> None:
+    from pipelines.deliveries import Judged, pending, put_away
+
+    source, months = elsewhere / "2024-02", tmp_path / "months"
+    files = [source] if is_file else [source / "a.zip", source / "b.zip"]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("wafers")
+    with monkeypatch.context() as killed:
+        die_in_file(len(files), killed)
+        with pytest.raises(KeyboardInterrupt):
+            put_away(source, months, Judged("2024-02", True, "passed"))
+    assert pending(months) == []
+    assert [path.read_text() for path in files] == ["wafers"] * len(files)
+    put_away(source, months, Judged("2024-02", True, "passed"))
+    assert [path.name for path in pending(months)] == ["2024-02"]
+    found = [months / path.relative_to(elsewhere) for path in files]
+    assert [path.read_text() for path in found] == ["wafers"] * len(files)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_the_second_delivery_of_a_name_is_stopped_and_the_first_one_is_not_touched(
+    root: Path, params: Params
+) -> None:
+    from pipelines.deliveries import judge, pending
+
+    incoming = root / "data" / "incoming"
+    (incoming / "2024-02.zip").write_bytes(b"another export")
+    paths = pending(incoming)
+    first, second = (judge(path, root, params, root / "scratch", paths) for path in paths)
+    assert (first.name, first.passed) == ("2024-02", True)
+    assert (second.name, second.passed, second.found) == ("2024-02.zip", False, 0)
+    assert "2024-02.zip: name: 2024-02 has the same; give one of them another" in second.reason
+    assert list((root / "scratch" / "validated").glob("part-*.parquet"))  # of the first
 
 
 def test_judged_deliveries_leave_the_drop_folder(root: Path, params: Params) -> None:
