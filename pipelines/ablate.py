@@ -13,7 +13,6 @@ import argparse
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,13 +28,11 @@ from ikddit.checkout import checkout_root
 from ikddit.errors import IkdditError
 from pipelines.ablation_report import draw, markdown, read_rows, summary_lines, write_document
 from pipelines.clones import remove_dead_clones
-from pipelines.collect import row_of, write_rows
+from pipelines.collect import SOURCES, row_of, write_rows
 from pipelines.mend import mend
-from pipelines.process import CommandError, dvc_command, git, run_command, stop_running
+from pipelines.process import CommandError, dvc_command, git, run_command, stop_running, unwind_on_sigterm
 from pipelines.sweeps import Run, Sweep, expand, read_definitions
 
-SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
-"""What an experiment's result depends on beside its settings."""
 BUSY = "Unable to acquire lock"
 """DVC says so where two of its processes start in the same moment."""
 TRIES = 5
@@ -316,8 +313,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     root = checkout_root()
-    # A plain SIGTERM would end this process at once and leave its experiments running.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    unwind_on_sigterm()
     failed = []
     try:
         if unknown := [name for name in arguments.names if name not in known]:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from ikddit.atomic import read_json, write_json
-from pipelines.clones import remove_dead_clones
+from pipelines.clones import clones_of, remove_dead_clones
 from pipelines.deliveries import RAW
 from pipelines.mend import mend
 from pipelines.process import CommandError, dvc_command, git, run_command
@@ -88,11 +88,14 @@ def forget_data_file(root: Path, tracked: bool) -> None:
 def clean_up(root: Path, say: Callable[[str], object]) -> None:
     """End and remove what a killed run left: its process group, its clones, its staged data/raw.dvc.
 
-    Clones in which a process works belong to somebody else's experiment and stay.
+    Clones in which another process works, and young ones in which none works yet, belong to somebody else's
+    experiment and stay.
     """
+    own: set[str] = set()
     if (root / CHILD).is_file():
         child = read_json(root / CHILD)
         if left := _group(int(child["pid"]), float(child["created"])):
+            own = clones_of(root, left)
             say(f"ending the experiment that a killed run left behind ({len(left)} processes)")
             for process in left:
                 with suppress(psutil.NoSuchProcess):
@@ -100,7 +103,7 @@ def clean_up(root: Path, say: Callable[[str], object]) -> None:
             psutil.wait_procs(left, timeout=10)
         (root / CHILD).unlink(missing_ok=True)
     mend(root, say)
-    for clone in remove_dead_clones(root, spare_s=0.0):
+    for clone in remove_dead_clones(root, own):
         say(f"removed the clone of a dead experiment: {clone}")
     if git(root, "ls-files", "--", DVC_FILE) and staged_only(root):
         forget_data_file(root, tracked=False)

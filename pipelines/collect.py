@@ -16,10 +16,13 @@ from typing import Any
 
 from ikddit.atomic import write_text
 from ikddit.checkout import checkout_root
+from ikddit.errors import IkdditError
+from ikddit.registry.result import flatten
 from pipelines.process import CommandError, git
 
 CODE = ("src", "stages", "dvc.yaml")
-"""What makes a run's figures, beside its settings."""
+SOURCES = (*CODE, "params.yaml")
+"""What a run's figures depend on, beside the settings that an experiment changes."""
 METRICS = "reports/evaluation/metrics.json"
 TRAINING = "reports/train/summary.json"
 TRAINING_SHOWN = ("seconds", "cpu_seconds", "student_parameters")
@@ -37,34 +40,29 @@ SHOWN = (
 """Metrics whose mean and standard deviation are printed."""
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings by dotted names.
-
-    >>> flatten({"seed": 1, "train": {"steps": 5}})
-    {'seed': 1, 'train.steps': 5}
-    """
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return out
-
-
 def row_of(revision: str, params: Sequence[str], root: Path) -> dict[str, Any]:
     """Params and metrics of one revision or experiment; metrics keep their names, baselines are left out.
 
     `code_commit` is the last commit that changed the code it ran with.
 
     Raises:
-        KeyError: a param is not in that revision's params.yaml.
+        IkdditError: there is no such revision, or it lacks a param or its metrics.
     """
     import dvc.api
+    from dvc.scm import RevError
 
-    settings = flatten(dvc.api.params_show(repo=str(root), rev=revision))
+    try:
+        settings = dict(flatten(dvc.api.params_show(repo=str(root), rev=revision)))
+        metrics = dict(flatten(dvc.api.metrics_show(METRICS, repo=str(root), rev=revision)))
+        training = dvc.api.metrics_show(TRAINING, repo=str(root), rev=revision)
+    except RevError:
+        known = "`git log` and `dvc exp list --all-commits` name what is there"
+        raise IkdditError(f"{revision}: no such revision or experiment here; {known}") from None
+    except FileNotFoundError as error:
+        raise IkdditError(f"{revision}: {error.filename}: not in it; was it run to its end?") from None
     if unknown := [name for name in params if name not in settings]:
-        raise KeyError(f"{unknown[0]} is not in params.yaml of {revision}")
-    metrics = dvc.api.metrics_show(METRICS, repo=str(root), rev=revision)
-    numbers = {k: v for k, v in flatten(metrics).items() if not k.startswith("baselines.")}
-    training = dvc.api.metrics_show(TRAINING, repo=str(root), rev=revision)
+        raise IkdditError(f"{unknown[0]}: not in params.yaml of {revision}")
+    numbers = {k: v for k, v in metrics.items() if not k.startswith("baselines.")}
     numbers |= {f"train.{name}": training[name] for name in TRAINING_SHOWN if name in training}
     numbers |= distances_of(revision, root)
     swept = {name: settings[name] for name in params}
@@ -72,19 +70,23 @@ def row_of(revision: str, params: Sequence[str], root: Path) -> dict[str, Any]:
 
 
 def code_commit(revision: str, root: Path) -> str:
-    """The last commit up to a revision or experiment that changed `CODE`.
+    """The last commit up to a revision, or up to the start of an experiment, that changed `SOURCES`.
 
     Raises:
         CommandError: git does not know the revision.
     """
     try:
         commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+        which = ["--points-at", commit, "refs/exps"]
     except CommandError:  # the name of an experiment
-        pattern = f"refs/exps/*/*/{revision}"
-        commit = git(
-            root, "for-each-ref", "--sort=-creatordate", "--count=1", "--format=%(objectname)", pattern
-        )
-    return git(root, "log", "-1", "--abbrev=12", "--format=%h", commit or revision, "--", *CODE)
+        commit, which = revision, [f"refs/exps/*/*/{revision}"]
+    newest = ["--sort=-creatordate", "--count=1", "--format=%(refname) %(objectname)"]
+    if found := git(root, "for-each-ref", *newest, *which):
+        ref, commit = found.split()
+        start = "".join(ref.split("/")[2:4])
+        if not git(root, "diff", "--name-only", start, commit, "--", *CODE):
+            commit = start  # the experiment's own commit changes its settings
+    return git(root, "log", "-1", "--abbrev=12", "--format=%h", commit, "--", *SOURCES)
 
 
 def distances_of(revision: str, root: Path) -> dict[str, Any]:
@@ -92,10 +94,10 @@ def distances_of(revision: str, root: Path) -> dict[str, Any]:
     import dvc.api
 
     try:
-        found = flatten(dvc.api.metrics_show(DISTANCES, repo=str(root), rev=revision))
+        found = dvc.api.metrics_show(DISTANCES, repo=str(root), rev=revision)
     except FileNotFoundError:
         return {}
-    return {k: v for k, v in found.items() if not k.startswith(("reference.", "weights.", "settings."))}
+    return {k: v for k, v in flatten(found) if not k.startswith(("reference.", "weights.", "settings."))}
 
 
 def mean_and_sd(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float] | None:
@@ -131,8 +133,8 @@ def main() -> None:
     root = checkout_root()
     try:
         rows = [row_of(revision, arguments.param, root) for revision in arguments.revisions]
-    except KeyError as error:
-        raise SystemExit(f"collect: {error.args[0]}") from None
+    except (IkdditError, CommandError) as error:
+        raise SystemExit(f"collect: {error}") from None
     target = root / "reports" / "ablations" / f"{arguments.name}.csv"
     write_rows(rows, target)
     for name in SHOWN:

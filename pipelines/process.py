@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 GRACE_S = 10.0
 """Time between asking a process group to stop (SIGTERM) and making it (SIGKILL)."""
+POLL_S = 0.1
 
 _running: set["subprocess.Popen[str]"] = set()
 
@@ -71,19 +75,35 @@ def run_command(
 
 
 def stop_group(process: "subprocess.Popen[str]") -> None:
-    """Ask the process and all its descendants to stop; after `GRACE_S` make them."""
+    """Ask the process and all its descendants to stop; those that have not after `GRACE_S` are made to."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
+    end = time.monotonic() + GRACE_S
+    while _works(process.pid) and time.monotonic() < end:
+        time.sleep(POLL_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _works(group: int) -> bool:
+    """Whether a process of the group lives; one that nobody has taken leave of yet (a zombie) does not."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def stop_running() -> None:
     """Stop the commands that other threads of this process run; their `run_command` raises CommandError."""
     for process in list(_running):
         stop_group(process)
+
+
+def unwind_on_sigterm() -> None:
+    """Let SIGTERM end this process as an exception: by itself it leaves the commands of `run_command` running."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def dvc_command(*arguments: str) -> tuple[list[str], dict[str, str]]:

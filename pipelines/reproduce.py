@@ -5,8 +5,6 @@
 
 import argparse
 import json
-import signal
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from ikddit.checkout import checkout_root
 from ikddit.params import load_params
 from ikddit.registry.result import numbers
 from pipelines.mend import mend
-from pipelines.process import CommandError, dvc_command, run_command
+from pipelines.process import CommandError, dvc_command, run_command, unwind_on_sigterm
 
 REPORTS = {"": "reports/evaluation/metrics.json", "timing": "reports/timing.json"}
 """Prefix of the names in the summary -> metrics file."""
@@ -93,8 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.reproduce", description=__doc__)
     parser.add_argument("--force", action="store_true", help="run every stage, changed or not")
     arguments = parser.parse_args()
-    # A plain SIGTERM would end this process at once and leave the stage running in its own process group.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    unwind_on_sigterm()
     reproduce(force=arguments.force)
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pipelines.process import CommandError, dvc_command, run_command
+from pipelines.process import GRACE_S, CommandError, dvc_command, run_command, stop_group
 
 
 def test_every_line_of_a_command_is_passed_on(tmp_path: Path) -> None:
@@ -42,6 +42,21 @@ def test_interruption_stops_the_grandchildren_too(tmp_path: Path) -> None:
     while _runs(grandchild[0]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _runs(grandchild[0])
+
+
+def test_those_who_stop_later_than_their_leader_have_the_same_grace(tmp_path: Path) -> None:
+    # what a stage writes last must not be cut because DVC, which started it, has ended before
+    child = "trap 'sleep 1; echo whole > last; exit' TERM; echo ready; while :; do sleep 0.1; done"
+    command = ["/bin/sh", "-c", f'/bin/sh -c "{child}" & exec sleep 300']
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as leader:
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == "ready\n"
+        start = time.monotonic()
+        stop_group(leader)
+    assert (tmp_path / "last").read_text() == "whole\n"
+    assert time.monotonic() - start < GRACE_S
 
 
 def _runs(pid: int) -> bool:

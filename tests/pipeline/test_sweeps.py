@@ -103,10 +103,14 @@ def committed(folder: Path) -> Path:
     return folder
 
 
-def experiment(folder: Path, name: str) -> str:
-    """A commit as DVC leaves one for an experiment that started from HEAD."""
+def experiment(folder: Path, name: str, changed: str = "params.yaml") -> str:
+    """A commit as DVC leaves one for an experiment that started from HEAD and changed a file."""
     head = git(folder, "rev-parse", "HEAD").strip()
-    made = git(folder, "commit-tree", f"{head}^{{tree}}", "-p", head, "-m", name).strip()
+    (folder / changed).write_text(f"of {name}")
+    git(folder, "add", changed)
+    tree = git(folder, "write-tree").strip()
+    git(folder, "reset", "-q", "--hard")
+    made = git(folder, "commit-tree", tree, "-p", head, "-m", name).strip()
     git(folder, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", made)
     return made
 
@@ -154,6 +158,40 @@ def test_the_commit_of_the_code_is_the_last_that_changed_it(repository: Path) ->
     experiment(committed(repository), "mask-1")
     for revision in ("HEAD", "mask-1", git(repository, "rev-parse", "HEAD").strip()):
         assert first.startswith(code_commit(revision, repository))
+    made = experiment(repository, "by-hand", "src/a.py")  # from code that no other commit holds
+    assert made.startswith(code_commit("by-hand", repository))
+
+
+def test_params_committed_before_a_sweep_do_not_make_its_rows_stale(repository: Path) -> None:
+    from pipelines.ablate import FOLDER, recorded
+    from pipelines.collect import code_commit, write_rows
+    from pipelines.sweeps import read_definitions
+
+    (repository / "params.yaml").write_text("seed: 1")
+    made = experiment(committed(repository), "mean-1")
+    run = runs_of("mean")[0]
+    for revision in ("mean-1", made):
+        row = run.cell | {"run": run.name, "code_commit": code_commit(revision, repository)}
+        write_rows([row], repository / FOLDER / "mean.csv")
+        assert list(recorded("mean", read_definitions().sweeps["mean"], [run], repository)) == [run.name]
+
+
+def test_collecting_an_unknown_revision_or_param_says_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.collect import main
+
+    def said(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["collect", "seeds", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return str(ended.value)
+
+    monkeypatch.setenv("DVC_ROOT", str(ROOT))
+    assert said("no-such-seed").startswith(
+        "collect: no-such-seed: no such revision or experiment here; `git log`"
+    )
+    assert said("HEAD", "--param", "sed") == "collect: sed: not in params.yaml of HEAD"
 
 
 def test_sources_that_no_commit_holds_are_refused(repository: Path) -> None:
@@ -167,7 +205,7 @@ def test_sources_that_no_commit_holds_are_refused(repository: Path) -> None:
 
 
 def test_clones_that_nobody_works_in_are_removed(tmp_path: Path) -> None:
-    from pipelines.clones import CLONES, remove_dead_clones
+    from pipelines.clones import CLONES, clones_of, remove_dead_clones
 
     clones = [tmp_path / CLONES / name for name in ("tmpdead", "tmpbusy", "tmpnew", "run")]
     for clone in clones:
@@ -175,9 +213,21 @@ def test_clones_that_nobody_works_in_are_removed(tmp_path: Path) -> None:
         if clone.name != "tmpnew":
             os.utime(clone, (0, 0))
     with subprocess.Popen(["sleep", "60"], cwd=clones[1] / "data") as busy:
+        assert clones_of(tmp_path, [psutil.Process(busy.pid)]) == {"tmpbusy"}
         assert remove_dead_clones(tmp_path) == ["tmpdead"]
+        assert [clone.exists() for clone in clones] == [False, True, True, True]
+        assert remove_dead_clones(tmp_path, own={"tmpnew", "tmpbusy"}) == ["tmpnew"]
         busy.kill()
-    assert [clone.exists() for clone in clones] == [False, True, True, True]
+
+
+def test_a_clone_that_dvc_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.clones import CLONES, remove_dead_clones
+
+    gone = tmp_path / CLONES / "tmpgone"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone]))
+    assert remove_dead_clones(tmp_path) == []
 
 
 IDLE = "import time; time.sleep(60)"
