@@ -20,12 +20,15 @@ from typing import Any
 from ikddit.atomic import write_text
 from ikddit.checkout import checkout_root
 from ikddit.console import configure_logging, log
+from ikddit.errors import IkdditError
 from ikddit.params import ShiftParams, SimulateParams, load_params
 from ikddit.simulator.writer import write_dataset
 from pipelines.process import CommandError, dvc_command, git, run_command
 from pipelines.scratch import copy_project
 
 PROFILE = Path(__file__).with_name("demo_retrain.yaml")
+MARK = ".ikddit/made-by-demo-retrain"
+"""In a folder of the play: it may be deleted for the next one."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,24 @@ def run_retraining(folder: Path, month: Month) -> dict[str, Any]:
     return record
 
 
+def clear(folder: Path) -> None:
+    """Make the folder empty, and this command's.
+
+    Raises:
+        IkdditError: it holds something that this command did not write.
+    """
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken and not (folder / MARK).is_file():
+        raise IkdditError(
+            f"{folder}: not made by this command; choose another --folder, or delete it yourself"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    write_text(folder / MARK, "`python -m pipelines.demo_retrain` made this folder, and will delete it\n")
+
+
 def play_all(folder: Path, play: Play) -> list[dict[str, Any]]:
     """Play the three months; returns what was decided about each."""
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
     copy_project(folder, play.profile)
     make_champion(folder)
     records = []
@@ -140,14 +158,19 @@ def table(records: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Play, print, and say where everything is."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.demo_retrain", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=checkout_root() / ".ikddit" / "demo-retrain")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=checkout_root() / ".ikddit" / "demo-retrain",
+        help="new, or of the play before",
+    )
     arguments = parser.parse_args()
     configure_logging()
     start = time.monotonic()
     folder = arguments.folder.resolve()
     try:
         records = play_all(folder, Play())
-    except (CommandError, subprocess.CalledProcessError) as error:
+    except (IkdditError, CommandError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"demo-retrain: {error}") from None
     table(records)
     write_text(folder / "demo.json", json.dumps(records, indent=2) + "\n")

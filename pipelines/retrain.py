@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,14 +28,15 @@ from prefect.settings import PREFECT_API_URL
 
 from ikddit.atomic import write_json
 from ikddit.checkout import checkout_root
-from ikddit.errors import RegistryError
+from ikddit.errors import ParamsError, RegistryError
 from ikddit.monitoring.decision import Decision, Findings, decide
 from ikddit.params import Params, load_params
-from ikddit.registry.promotion import PromotionRefused, promote
+from ikddit.registry.promotion import ChampionChanged, PromotionRefused, promote
 from ikddit.registry.store import Store, locate_store, open_store
 from pipelines.challenger import clean_up, run_experiment
 from pipelines.champion import MONTHS_TAG, model_at
 from pipelines.deliveries import (
+    BASE,
     MONTHS,
     REFUSED,
     Judged,
@@ -49,7 +48,7 @@ from pipelines.deliveries import (
     put_away,
 )
 from pipelines.examine import compare_models, examine
-from pipelines.process import dvc_command, run_command
+from pipelines.process import dvc_command, run_command, unwind_on_sigterm
 from pipelines.summary import markdown, sentence
 
 WORK = ".ikddit/retrain"
@@ -68,9 +67,9 @@ class BusyError(Exception):
 
 
 @task(name="gate", task_run_name="gate {path.name}", cache_policy=NO_CACHE)
-def judge_delivery(path: Path, root: Path, params: Params) -> Judged:
-    """Ingest and validate one delivery; a corrupt one is stopped here."""
-    judged = judge(path, root, params, root / WORK / "gate" / name_of(path))
+def judge_delivery(path: Path, root: Path, params: Params, beside: list[Path]) -> Judged:
+    """Ingest and validate one delivery; a corrupt one is stopped here, and the second of a name."""
+    judged = judge(path, root, params, root / WORK / "gate" / name_of(path), beside)
     say = get_run_logger().info if judged.passed else get_run_logger().warning
     say("%s: %s: %s", judged.name, "passed the gate" if judged.passed else "stopped", judged.reason)
     return judged
@@ -124,11 +123,14 @@ def compare_and_settle(
                 store=store,
                 by="retrain",
                 paired=paired,
+                against=champion,
                 limits=settings.promotion,
             )
             decision = "promoted"
         except PromotionRefused as refused:
             reason = f"{reason}; the gate refused: {'; '.join(refused.verdict.failed)}"
+        except ChampionChanged as changed:
+            reason = f"{reason}; {changed}"
     for tag, text in (("retrain.decision", decision), ("retrain.why", why), ("retrain.reason", reason)):
         client.set_model_version_tag(settings.model_name, str(challenger), tag, text[:1000])
     return outcome, decision, reason
@@ -148,12 +150,16 @@ def retrain(root: Path | None = None, incoming: str | None = None, force: bool =
         gate`, `nothing new`, `not retrained`, `promoted`, `kept`, `busy`.
 
     Raises:
-        ParamsError: params.yaml is wrong; nothing has run.
+        ParamsError: params.yaml is wrong, or lets no version be registered; nothing has run.
         RegistryError: there is no champion yet, or the registry cannot be used.
         CommandError: the challenger's pipeline failed; champion and deliveries are as they were.
     """
     root = (root or checkout_root()).resolve()
     params = load_params(root / "params.yaml")
+    if not params.register_.version:
+        raise ParamsError(
+            "params.yaml: register.version: false, but a challenger is a version; set it to true"
+        )
     say = get_run_logger().info
     try:
         with one_at_a_time(root):
@@ -174,11 +180,11 @@ def _retrain(root: Path, params: Params, incoming: str | None, force: bool, say:
     if settings.update:
         command, env = dvc_command("update", settings.update)
         run_command(command, root, say, env)
-    paths = {name_of(path): path for path in pending(root / (incoming or settings.incoming))}
-    judged = [judge_delivery(path, root, params) for path in paths.values()]
-    passed = [drop.name for drop in judged if drop.passed]
+    paths = pending(root / (incoming or settings.incoming))
+    judged = [judge_delivery(path, root, params, paths) for path in paths]
+    passed = {drop.name: path for path, drop in zip(paths, judged, strict=True) if drop.passed}
     record = _record(
-        passed[-1] if passed else judged[-1].name if judged else f"{datetime.now(UTC):%Y%m%dT%H%M%S}",
+        list(passed)[-1] if passed else judged[-1].name if judged else f"{datetime.now(UTC):%Y%m%dT%H%M%S}",
         "nothing new",
         [],
         drops=[asdict(drop) for drop in judged],
@@ -186,11 +192,11 @@ def _retrain(root: Path, params: Params, incoming: str | None, force: bool, say:
     if judged and not passed and not force:
         record |= {"decision": "stopped at the gate", "reasons": [f"{d.name}: {d.reason}" for d in judged]}
     else:
-        record |= _judge_champion(root, params, force, record["name"], {n: paths[n] for n in passed})
+        record |= _judge_champion(root, params, force, record["name"], passed)
         record["reasons"] += [f"stopped at the gate: {d.name}: {d.reason}" for d in judged if not d.passed]
     # Last of all: until here a killed run finds its deliveries where they were, and begins again.
-    for drop in judged:
-        put_away(paths[drop.name], root / (MONTHS if drop.passed else REFUSED), drop)
+    for path, drop in zip(paths, judged, strict=True):
+        put_away(path, root / (MONTHS if drop.passed else REFUSED), drop)
         # Report and quarantine of a refused one stay: its reason points to them.
         gate = root / WORK / "gate" / drop.name
         shutil.rmtree(gate if drop.passed else gate / "records", ignore_errors=True)
@@ -208,7 +214,8 @@ def _judge_champion(
             "there is no champion to retrain; run `dvc repro` once, which registers the first"
         )
     deliveries = {name_of(path): path for path in pending(root / MONTHS)} | new
-    unseen = sorted(set(deliveries) - set(champion.months))
+    parts = chosen(deliveries, params.retrain.months)
+    unseen = set(parts) - {BASE, *champion.months}
     seen: dict[str, Any] = {"champion": {"version": champion.version, "rmse_nm": champion.rmse_nm}}
     seen["champion"]["age_days"] = champion.age_days
     fresh = [delivery for delivery in new if delivery in unseen]
@@ -217,7 +224,7 @@ def _judge_champion(
     decision: Decision = decide(
         Findings(
             new_months=len(unseen),
-            drift=findings["drift"]["reasons"] if findings else (),
+            drift=findings["drift"]["reasons"] if findings else None,
             rmse_nm=findings["error"]["rmse_nm"] if findings else None,
             registered_rmse_nm=champion.rmse_nm,
             age_days=champion.age_days,
@@ -228,7 +235,6 @@ def _judge_champion(
     seen |= {"triggers": list(decision.triggers), "reasons": list(decision.reasons)}
     if not decision.retrain:
         return seen | {"decision": "not retrained" if unseen else "nothing new"}
-    parts = chosen(deliveries, params.retrain.months)
     seen["challenger"] = train_challenger(root, params, store, name, parts, deliveries)
     version = seen["challenger"]["version"]
     if version == champion.version:
@@ -303,8 +309,7 @@ def main() -> None:
     parser.add_argument("--incoming", help="drop folder instead of retrain.incoming")
     parser.add_argument("--force", action="store_true", help="retrain whatever was found")
     arguments = parser.parse_args()
-    # A plain SIGTERM would end this process at once and leave the experiment running in its own process group.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    unwind_on_sigterm()
     retrain(incoming=arguments.incoming, force=arguments.force)
 
 

@@ -6,7 +6,7 @@ from ikddit.monitoring.decision import Findings, decide
 from ikddit.params import RetrainParams
 
 LIMITS = RetrainParams()
-FINE = {"new_months": 1, "rmse_nm": 1.0, "registered_rmse_nm": 1.0, "age_days": 1.0}
+FINE = {"new_months": 1, "drift": (), "rmse_nm": 1.0, "registered_rmse_nm": 1.0, "age_days": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,12 @@ def test_reason_names_figure_and_limit() -> None:
 def test_long_list_of_drift_is_cut_but_counted() -> None:
     found = Findings(new_months=1, drift=[f"channel {i}" for i in range(10)])
     assert decide(found, LIMITS).reasons == ("drift: channel 0; channel 1; channel 2; 7 more",)
+
+
+def test_what_was_not_measured_is_not_called_fine() -> None:
+    said = decide(Findings(new_months=1, registered_rmse_nm=1.0), LIMITS).reasons
+    assert said == ("drift not measured", "RMSE not measured")
+    assert decide(Findings(**FINE), LIMITS).reasons[0] == "no drift"
 
 
 def test_without_new_wafers_it_says_so() -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -113,15 +113,115 @@ def test_clone_in_which_somebody_works_is_not_removed(repository: Path) -> None:
     from pipelines.challenger import clean_up
     from pipelines.clones import CLONES
 
-    mine, dead = (repository / CLONES / name for name in ("tmpalive", "tmpdead"))
-    mine.mkdir(parents=True)
-    dead.mkdir()
+    mine, dead, new = (repository / CLONES / name for name in ("tmpalive", "tmpdead", "tmpnew"))
+    for clone in (mine, dead, new):  # in the new one somebody is about to work
+        clone.mkdir(parents=True)
+        if clone != new:
+            os.utime(clone, (0, 0))
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], cwd=mine) as worker:
         try:
             clean_up(repository, lambda line: None)
-            assert (mine.exists(), dead.exists()) == (True, False)
+            assert (mine.exists(), dead.exists(), new.exists()) == (True, False, True)
         finally:
             worker.kill()
+
+
+def test_without_leave_to_register_versions_nothing_runs(tmp_path: Path) -> None:
+    from pipelines.retrain import retrain
+
+    from ikddit.errors import ParamsError
+
+    (tmp_path / "params.yaml").write_text("register: {version: false}\n")
+    with pytest.raises(ParamsError, match=r"register\.version: false"):
+        retrain.fn(tmp_path)
+    assert os.listdir(tmp_path) == ["params.yaml"]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A store in `tmp_path` with three sound versions, the first of them champion, made of 2024-02."""
+    import mlflow
+    from pipelines.champion import MONTHS_TAG
+
+    from ikddit.registry.gate import Evidence
+    from ikddit.registry.store import locate_store, open_store
+
+    before = mlflow.get_tracking_uri()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    client, _ = open_store(locate_store(), "ikddit")
+    client.create_registered_model("ikddit")
+    tags = Evidence(0.78, 0.90, 0.90, 0.97, True, "a.dir").as_tags() | {MONTHS_TAG: "2024-02"}
+    for number in (1, 2, 3):
+        folder = tmp_path / "packages" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "MLmodel").write_text("")
+        client.create_model_version("ikddit", folder.as_uri(), tags=tags)
+    client.set_registered_model_alias("ikddit", "champion", "1")
+    yield client
+    mlflow.set_tracking_uri(before)
+
+
+def test_champion_that_changed_during_the_training_is_not_replaced(
+    registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import retrain
+
+    from ikddit.params import parse_params
+    from ikddit.registry.gate import PairedDifference
+    from ikddit.registry.promotion import promote
+    from ikddit.registry.store import locate_store
+
+    def compare(*models: object) -> tuple[dict[str, Any], PairedDifference]:
+        promote(3, "by hand", store=locate_store(), force=True)
+        return {"better": True, "reason": "better by 0.1 nm"}, PairedDifference(-0.1, -0.15, -0.05, 100)
+
+    monkeypatch.setattr(retrain, "compare_models", compare)
+    settle = retrain.compare_and_settle.fn
+    _, decision, reason = settle(tmp_path, parse_params({}), locate_store(), 1, 2, "drift")
+    assert decision == "kept"
+    assert "champion is version 3 by now, not 1, which version 2 was compared with" in reason
+    assert registry.get_model_version_by_alias("ikddit", "champion").version == 3
+    tags = registry.get_model_version("ikddit", "2").tags
+    assert (tags["retrain.decision"], tags["retrain.reason"]) == ("kept", reason)
+    assert "paired" not in tags
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("window", "decision", "reasons"),
+    [
+        (1, "nothing new", ["no new wafers"]),  # 2024-01 has left the window, and is no news for ever
+        (0, "not retrained", ["drift not measured", "RMSE not measured", "champion 0 days old"]),
+    ],
+)
+def test_news_are_what_a_challenger_would_learn_from(
+    tmp_path: Path, window: int, decision: str, reasons: list[str]
+) -> None:
+    from pipelines.retrain import _judge_champion
+
+    from ikddit.params import parse_params
+
+    for name in ("2024-01", "2024-02"):
+        (tmp_path / "data" / "months" / name).mkdir(parents=True)
+    found = _judge_champion(tmp_path, parse_params({"retrain": {"months": window}}), False, "2024-02", {})
+    assert (found["decision"], found["reasons"]) == (decision, reasons)
+
+
+def test_demo_deletes_no_folder_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.demo_retrain import clear, main
+
+    mine, theirs = tmp_path / "play", tmp_path / "work"
+    clear(mine)
+    (mine / "params.yaml").write_text("seed: 0\n")
+    clear(mine)
+    assert not (mine / "params.yaml").exists()
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years")
+    monkeypatch.setattr(sys, "argv", ["demo_retrain", "--folder", str(theirs)])
+    with pytest.raises(SystemExit, match=f"demo-retrain: {theirs}: not made by this command"):
+        main()
+    assert (theirs / "thesis.tex").read_text() == "years"
 
 
 def test_second_retraining_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ class Findings:
     """What is known when the decision is due; None where it could not be measured."""
 
     new_months: int
-    """Deliveries that passed the gate and that the champion was not trained on."""
-    drift: Sequence[str] = ()
+    """Deliveries that a challenger would be trained on and the champion was not."""
+    drift: Sequence[str] | None = None
     """What has drifted, in words, largest first."""
     rmse_nm: float | None = None
     """Champion's error on the new wafers."""
@@ -62,12 +62,14 @@ def decide(found: Findings, params: RetrainParams) -> Decision:
         return Decision(True, tuple(reasons), tuple(f"{name}: {why}" for name, why in reasons.items()))
     if not found.new_months:
         return Decision(False, (), ("no new wafers",))
-    said = ["no drift"]
+    said = ["drift not measured" if found.drift is None else "no drift"]
     if found.rmse_nm is not None and found.registered_rmse_nm:
         said.append(
             f"RMSE on new wafers {found.rmse_nm:.3f} nm, registered {found.registered_rmse_nm:.3f} nm, "
             f"ratio {found.rmse_nm / found.registered_rmse_nm:.2f} within {params.error_ratio:g}"
         )
+    elif found.rmse_nm is None:
+        said.append("RMSE not measured")
     if found.age_days is not None:
         said.append(f"champion {found.age_days:.0f} days old")
     return Decision(False, (), tuple(said))
