@@ -23,8 +23,8 @@ if __name__ == "__main__":
 """
 
 
-def left_after_kill(tmp_path: Path, kind: str) -> list[psutil.Process]:
-    """Kill -9 a process with a pool; its workers that are still there ten seconds later, or as soon as none is."""
+def left_after_kill(tmp_path: Path, kind: str, seconds: float) -> list[psutil.Process]:
+    """Kill -9 a process with a pool; its workers that are still there that much later, or as soon as none is."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     parent = subprocess.Popen([sys.executable, str(script), kind], stdout=subprocess.PIPE, text=True)
@@ -33,18 +33,18 @@ def left_after_kill(tmp_path: Path, kind: str) -> list[psutil.Process]:
     assert workers
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(w.is_running() for w in workers):
         time.sleep(0.05)
     return [worker for worker in workers if worker.is_running()]
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    assert left_after_kill(tmp_path, "guarded") == []
+    assert left_after_kill(tmp_path, "guarded", 10) == []
 
 
 def test_without_it_they_would_wait_for_ever(tmp_path: Path) -> None:
-    left = left_after_kill(tmp_path, "bare")
+    left = left_after_kill(tmp_path, "bare", 2)
     for worker in left:
         worker.kill()
     assert left

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from evaluation_fakes import GRID, ids, make_split, patterns, small_fab
 
+from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.baseline_maps import BaselineMaps
 from ikddit.evaluation.baselines import NAMES, Baselines, fit_predict
 from ikddit.evaluation.ewma import ewma_forecasts
@@ -21,6 +23,8 @@ from ikddit.simulator.wafers import draw_lots, lot_numbers
 SETTINGS = BaselineParams(
     ewma_lambda=0.25, metrology_delay_h=12.0, components=20, ridge_alphas=[1.0, 10.0, 100.0]
 )
+FEW = SETTINGS.model_copy(update={"components": 3})
+"""Where the number of components, each with its trees, changes nothing that is asserted."""
 ZERO_MAP = np.zeros((2, 64, 64), np.float32)
 
 
@@ -122,9 +126,7 @@ def test_without_val_the_ridge_chooses_by_leave_one_out(fab: dict) -> None:
 
 
 def test_same_seed_gives_the_same_forecasts(fab: dict) -> None:
-    first, second = (
-        fit_predict("gbm", fab["train"], fab["val"], fab["test"], SETTINGS, seed=3) for _ in range(2)
-    )
+    first, second = (fit_predict("gbm", fab["train"], fab["val"], fab["test"], FEW, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -169,6 +171,33 @@ def test_ewma_updates_once_per_lot_with_its_mean_after_the_delay() -> None:
     found = ewma_forecasts(wafers, np.arange(5), [wafers], ZERO_MAP, weight=0.5, delay_h=12.0)
     # Lot A (mean 6) is measured at 13 h: C at 14 h knows it, B at 12 h does not; D knows A, B and C.
     assert found[:, 0, 32, 32].tolist() == [0.0, 0.0, 0.0, 3.0, ((0 + 3) + 2) / 4 + 2.5]
+
+
+def without_times(split: PreparedSplit, rows: list[int]) -> PreparedSplit:
+    times = split.table.column("exposed_at").to_pylist()
+    column = pa.array(
+        [None if i in rows else time for i, time in enumerate(times)], pa.timestamp("us", tz="UTC")
+    )
+    table = split.table
+    return PreparedSplit.from_table(
+        table.set_column(table.schema.get_field_index("exposed_at"), table.schema.field("exposed_at"), column)
+    )
+
+
+def test_ewma_takes_a_lots_known_times_and_leaves_out_lots_without_one() -> None:
+    wafers = constant_wafers(
+        values=[4.0, 8.0, 2.0, 5.0, 7.0],
+        hours=[0.0, 1.0, 12.0, 14.0, 40.0],
+        chucks=[1, 1, 1, 1, 1],
+        lots=["A", "A", "B", "C", "D"],
+    )
+    some = without_times(wafers, [0, 2])
+    found = ewma_forecasts(some, np.arange(5), [some], ZERO_MAP, weight=0.5, delay_h=12.0)
+    # as with all times, but that nobody knows when lot B was exposed: it is no part of the state, nor has it one
+    assert found[:, 0, 32, 32].tolist() == [0.0, 0.0, 0.0, 3.0, 3.0 / 2 + 2.5]
+    assert "ewma" not in Baselines(some, some, SETTINGS).unavailable()
+    none = without_times(wafers, [0, 1, 2, 3, 4])
+    assert Baselines(none, none, SETTINGS).unavailable()["ewma"] == "the exposures have no time"
 
 
 def test_ewma_keeps_chucks_apart() -> None:
@@ -248,7 +277,7 @@ def test_log_lines_are_counted_by_template_without_the_padding() -> None:
 def test_the_table_scores_every_baseline_on_the_same_wafers(fab: dict) -> None:
     splits = {**fab, "test_unseen": small_fab(20, seed=7, first_hour=500.0)}
     mean_map = fab["train"].map.mean(axis=0, dtype=np.float64)
-    table = baseline_table(splits, mean_map, {}, SETTINGS, wafers=50, tau_nm=1.5)
+    table = baseline_table(splits, mean_map, {}, FEW, wafers=50, tau_nm=1.5)
     assert table["test"]["n"] == 50
     assert table["test_unseen"]["n"] == 20
     for name in NAMES:
@@ -260,8 +289,19 @@ def test_the_table_scores_every_baseline_on_the_same_wafers(fab: dict) -> None:
     assert "not simulated" in table["not_computed"]["oracle"]
 
 
+def test_marks_off_the_usable_wafer_do_not_count(fab: dict) -> None:
+    test = fab["test"]
+    off = np.where(GRID.usable, test.map, 50.0)
+    everywhere = make_split(len(test), ids=test.ids, map=off, valid=np.where(GRID.usable, test.valid, 1))
+    tables = [
+        baseline_table({**fab, "test": s}, ZERO_MAP, {}, FEW, wafers=10, tau_nm=2.0)
+        for s in (test, everywhere)
+    ]
+    assert tables[0]["test"]["zero"] == tables[1]["test"]["zero"]
+
+
 def test_the_table_does_without_a_split_of_unseen_combinations(fab: dict) -> None:
-    table = baseline_table(fab, ZERO_MAP, {}, SETTINGS, wafers=10, tau_nm=2.0)
+    table = baseline_table(fab, ZERO_MAP, {}, FEW, wafers=10, tau_nm=2.0)
     assert "test_unseen" not in table
     assert "ome_2" in table["test"]["zero"]
 
@@ -278,9 +318,10 @@ def test_the_oracle_stands_at_the_floor_of_simulated_data(fab: dict, unflagged: 
         map=drawn.map * drawn.valid[:, None],
         valid=drawn.valid,
     )
+    assert not drawn.valid[:, ~GRID.usable].any()  # figures are of the usable wafer: here that is every mark
     dataset = {"seeds": params.model_dump(), "simulator_version": SIMULATOR_VERSION}
     splits = {**fab, "test": test}
-    table = baseline_table(splits, ZERO_MAP, dataset, SETTINGS, wafers=40, tau_nm=1.5, maps=tmp_path)
+    table = baseline_table(splits, ZERO_MAP, dataset, FEW, wafers=40, tau_nm=1.5, maps=tmp_path)
     oracle = table["test"]["oracle"]
     names = [name for name, value in table["test"].items() if isinstance(value, dict)]
     part = take(test, evaluation_subset(test, 40))

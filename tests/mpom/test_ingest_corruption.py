@@ -41,7 +41,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 @given(st.lists(damages(), min_size=1, max_size=4), st.booleans(), st.integers(1, 3))
 def test_damage_stays_where_it_is(found_damages, as_zip, per_part):
     files = [dict(wafer) for wafer in FILES]
@@ -78,7 +78,7 @@ def test_damage_stays_where_it_is(found_damages, as_zip, per_part):
         assert {p.name for p in Path(folder).iterdir()} == {"raw", "out"}
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_damaged_zip_costs_at_most_its_own_items(data):
     sound = zip_of(FILES[0] | FILES[1])

@@ -45,10 +45,24 @@ def test_every_pair_is_the_dense_normal_density():
             assert found[i, j] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("pair", [("map", "log"), ("map", "id"), ("current", "log"), ("current", "id")])
-def test_the_fabs_own_laws_on_fifty_marks(fab, wafers, pair):
+@pytest.fixture(scope="module")
+def four(fab, wafers):
+    """Four wafers and their laws."""
     some = wafers.take(np.array([0, 1, 30, 77]))
-    law = map_laws(fab, some)[pair]
+    return some, map_laws(fab, some)
+
+
+@pytest.fixture(scope="module")
+def spread(fab, wafers):
+    """Four wafers of each lot and their laws."""
+    some = wafers.take(np.arange(0, len(wafers), 6))
+    return some, map_laws(fab, some)
+
+
+@pytest.mark.parametrize("pair", [("map", "log"), ("map", "id"), ("current", "log"), ("current", "id")])
+def test_the_fabs_own_laws_on_fifty_marks(fab, four, pair):
+    some, laws = four
+    law = laws[pair]
     maps, valid = (some.map, some.valid) if pair[0] == "current" else (some.prev_map, some.prev_valid)
     rows = fab.basis.to_rows(maps.astype(float))
     marks = np.zeros(rows.shape[1], bool)
@@ -62,9 +76,9 @@ def test_the_fabs_own_laws_on_fifty_marks(fab, wafers, pair):
 
 
 @pytest.mark.parametrize("pair", [("map", "log"), ("map", "id"), ("current", "log"), ("current", "id")])
-def test_a_wafers_own_conditions_explain_its_map_better_than_strangers(fab, wafers, pair):
-    some = wafers.take(np.arange(0, len(wafers), 6))  # four wafers of each lot
-    law = map_laws(fab, some)[pair]
+def test_a_wafers_own_conditions_explain_its_map_better_than_strangers(fab, spread, pair):
+    some, laws = spread
+    law = laws[pair]
     maps, valid = (some.map, some.valid) if pair[0] == "current" else (some.prev_map, some.prev_valid)
     known = np.tile(valid[:, fab.basis.usable] > 0, (1, 2))
     score = pair_log_density(fab.basis.to_rows(maps.astype(float)), known, fab.basis.matrix, law)
