@@ -1,11 +1,12 @@
 """A few hostile inputs for every reader, in the test suite; `make fuzz` tries a hundred thousand."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
-from contract import Checker, Target, require
+from contract import Checker, Finding, Target, require
 from fuzz_readers import Tally, run_target, targets
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
@@ -128,5 +129,12 @@ def test_a_run_counts_its_cases_and_is_repeatable(tmp_path: Path) -> None:
     assert first.refused == again.refused
 
 
-def test_findings_on_record_say_why_they_are_not_mended() -> None:
+def test_findings_on_record_are_no_news_and_say_why_they_are_not_mended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert all(target in TARGETS and len(reason) > 20 for target, _, reason in KNOWN)
+    finding = Finding("id", "hang", "source.py:12", "", b"")
+    assert reason_of(finding) is None
+    monkeypatch.setattr("known.KNOWN", [("id", r"hang source\.py:\d+", "because")])
+    assert reason_of(finding) == "because"
+    assert reason_of(replace(finding, kind="memory")) is None
