@@ -1,6 +1,7 @@
 """The tables of reports/evaluation/ from the files of the stages before, with and without an oracle."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,14 @@ def test_maps_of_other_wafers_or_missing_ones_are_refused(measured, tmp_path) ->
     assert opened.oracle_samples is None
     assert opened.maps["zero"].shape == (6, 2, 64, 64)
     assert GRID.usable.shape == opened.maps["zero"].shape[-2:]
+
+
+def test_every_figure_is_of_the_marks_on_the_usable_wafer(fab) -> None:
+    everywhere = replace(fab, valid=np.ones_like(fab.valid))
+    assert np.array_equal(
+        Measured.of(everywhere, fab.map[0]).valid != 0, np.broadcast_to(GRID.usable, fab.valid.shape)
+    )
+    assert np.array_equal(Measured.of(fab, fab.map[0]).valid, fab.valid)
 
 
 def test_csv_leaves_cells_empty_that_have_no_number(tmp_path) -> None:

@@ -1,12 +1,19 @@
 """The acceptance gate: masked inference is served only where nothing speaks against it."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from ikddit.evaluation.gate import NOISE_SDS, ModeFigures, decide, serving_metrics
+from ikddit.evaluation.gate import (
+    NOISE_SDS,
+    ModeFigures,
+    decide,
+    serving_metrics,
+    serving_report,
+    without_nan,
+)
 
 FULL = ModeFigures(
     frechet=(2.0, 2.1, 1.9), rmse_nm=(0.90, 0.91, 0.92), ome=(0.050, 0.052, 0.054), seconds=(2.0, 2.2, 2.1)
@@ -81,6 +88,19 @@ def test_figures_go_to_json_with_mean_and_sample_deviation():
     assert out["rmse_nm"] == [0.90, 0.91, 0.92]
     assert out["rmse_nm_mean"] == pytest.approx(0.91)
     assert out["rmse_nm_sd"] == pytest.approx(np.std([0.90, 0.91, 0.92], ddof=1))
+
+
+def test_figures_that_are_not_finite_come_through_json_as_null_and_fail():
+    broken = replace(GOOD, frechet=(float("nan"), 2.0, 2.0), rmse_nm=(float("inf"),) * 3)
+    written = json.dumps(without_nan({"full": asdict(FULL), "masked": asdict(broken)}), allow_nan=False)
+    decision, report = serving_report(json.loads(written))
+    assert decision.served == "full"
+    found = json.loads(json.dumps(report, allow_nan=False))
+    assert found["masked"]["frechet"] == [None, 2.0, 2.0]
+    assert found["masked"]["frechet_mean"] is None
+    assert found["fid_ratio"] is None
+    failed = {check["name"]: check["value"] for check in found["checks"] if not check["passed"]}
+    assert failed == {"frechet_ratio": None, "rmse_nm": None}
 
 
 def test_absent_means_not_computed():

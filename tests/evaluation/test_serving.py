@@ -7,8 +7,10 @@ import pytest
 from evaluation_fakes import small_fab
 from student_fakes import made_generator
 
+from ikddit.embedding.conditions import gather_maps
 from ikddit.evaluation import serving
 from ikddit.evaluation.gate import serving_report
+from ikddit.evaluation.scores import gaussian_of
 from ikddit.overlay import kpi
 from ikddit.params import EvaluateParams
 
@@ -39,6 +41,18 @@ def test_figures_are_of_the_ensemble_mean_of_the_same_wafers(fab):
         mean = generator.sample(part, 2, 5, seed=4, inference=mode).mean(1)
         assert figures.rmse_nm[1] == pytest.approx(float(kpi.rmse_nm(mean, part.map, part.valid)), rel=1e-6)
     assert modes["masked"].rmse_nm != modes["full"].rmse_nm
+
+
+def test_distances_are_to_all_measured_maps_of_the_split(fab):
+    generator = made_generator()
+    found = serving.compare_modes(generator, fab, PARAMS, seed=3)["full"].frechet[0]
+    part = serving.take(fab, serving.evaluation_subset(fab, 4))
+    samples = generator.sample(part, 2, 5, seed=3, inference="full")
+    every = gaussian_of(
+        generator.model.embedding.embed_map(*gather_maps(fab, slice(None), 1.0)).detach().numpy()
+    )
+    assert found == pytest.approx(serving.frechet_embedding(generator, part, samples, every), rel=1e-5)
+    assert found != pytest.approx(serving.frechet_embedding(generator, part, samples), rel=1e-2)
 
 
 def test_damaged_masked_samples_are_never_served(fab, monkeypatch):

@@ -94,8 +94,8 @@ class Baselines:
             without(["ridge_logs", "ridge_logs_ids"], "the data have no logs")
         if not scanner_chuck(train).any():
             without(["chuck_mean", "ewma"], "the data have no scanner and chuck ids")
-        elif train.table.column("exposed_at").null_count:
-            without(["ewma"], "some exposures have no time")
+        elif train.table.column("exposed_at").null_count == len(train):
+            without(["ewma"], "the exposures have no time")
         if valid_share(train.prev_valid) == 0:
             without(["persistence", "ridge_all", "gbm"], "the data have no previous maps")
         if valid_share(train.valid) == 0:

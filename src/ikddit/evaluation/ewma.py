@@ -39,6 +39,7 @@ class _LotOnChuck:
 
 
 def _lots_on_chucks(split: PreparedSplit, rows: Rows | None = None) -> list[_LotOnChuck]:
+    """Those with a time: the wafers of a lot that lack one count with the others."""
     rows = np.arange(len(split)) if rows is None else rows
     times = split.table.column("exposed_at").to_numpy().astype("datetime64[us]")
     lots, barcodes = split.table.column("lot_id").to_pylist(), split.barcode
@@ -47,10 +48,12 @@ def _lots_on_chucks(split: PreparedSplit, rows: Rows | None = None) -> list[_Lot
     for row in rows.tolist():
         lot = str(lots[row] or barcodes[row])  # a wafer without lot is a lot of its own
         members.setdefault((lot, int(keys[row, 0]), int(keys[row, 1])), []).append(row)
-    return [
-        _LotOnChuck((scanner, chuck), split, np.array(group), times[group].min(), times[group].max())
-        for (_, scanner, chuck), group in members.items()
-    ]
+    found = []
+    for (_, scanner, chuck), group in members.items():
+        known = times[group][~np.isnat(times[group])]
+        if len(known):
+            found.append(_LotOnChuck((scanner, chuck), split, np.array(group), known.min(), known.max()))
+    return found
 
 
 def ewma_forecasts(
@@ -65,7 +68,8 @@ def ewma_forecasts(
 
     state = weight x (mean map of the lot on that chuck) + (1 - weight) x state. A wafer's forecast is the
     state of its scanner and chuck when the first of its lot was exposed; a lot enters `delay_h` hours after
-    its last exposure. A pixel without a valid mark in a lot keeps its state.
+    its last exposure. A pixel without a valid mark in a lot keeps its state. A lot on a chuck without any time of
+    exposure has no place in time: it is forecast by `start` and enters nothing.
 
     Args:
         split: holds the wafers to forecast.
@@ -80,7 +84,7 @@ def ewma_forecasts(
     updates.sort(key=lambda lot: (lot.last, lot.key))
     asked = sorted(_lots_on_chucks(split, rows), key=lambda lot: (lot.first, lot.key))
     place = {row: i for i, row in enumerate(rows.tolist())}
-    out = np.empty((len(rows), *start.shape), np.float32)
+    out = np.tile(start, (len(rows), 1, 1, 1)).astype(np.float32)
     states: dict[tuple[int, int], np.ndarray] = {}
     done = 0
     for lot in asked:

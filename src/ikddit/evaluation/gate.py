@@ -29,6 +29,13 @@ class ModeFigures:
     seconds: Sequence[float]
     """For drawing all samples of a seed, both modes taking turns."""
 
+    @classmethod
+    def of_json(cls, measured: Mapping[str, Sequence[float | None]]) -> "ModeFigures":
+        """The numbers by seed, as gate.json has them."""
+        return cls(
+            **{name: [np.nan if v is None else v for v in values] for name, values in measured.items()}
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The numbers by seed, with mean and standard deviation of each."""
         out: dict[str, Any] = {}
@@ -124,18 +131,34 @@ def serving_report(measured: Mapping[str, Any]) -> tuple[Decision, dict[str, Any
         The decision, and everything for `serving.json`: decision, reasons, checks, figures of both modes by
         seed, and what they were measured with.
     """
-    modes = {mode: ModeFigures(**measured[mode]) for mode in MODES}
+    modes = {mode: ModeFigures.of_json(measured[mode]) for mode in MODES}
     decision = decide(modes["full"], modes["masked"])
     settings = {name: value for name, value in measured.items() if name not in MODES}
-    return decision, {
-        "served": decision.served,
-        "fid_ratio": decision.fid_ratio,
-        "speedup": decision.speedup,
-        "reasons": decision.reasons,
-        "checks": [asdict(check) for check in decision.checks],
-        **{mode: figures.as_json() for mode, figures in modes.items()},
-        **settings,
-    }
+    report: dict[str, Any] = without_nan(
+        {
+            "served": decision.served,
+            "fid_ratio": decision.fid_ratio,
+            "speedup": decision.speedup,
+            "reasons": decision.reasons,
+            "checks": [asdict(check) for check in decision.checks],
+            **{mode: figures.as_json() for mode, figures in modes.items()},
+            **settings,
+        }
+    )
+    return decision, report
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for every number that is not finite, which JSON does not know.
+
+    >>> without_nan({"frechet": [1.5, float("nan")], "seeds": 3})
+    {'frechet': [1.5, None], 'seeds': 3}
+    """
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def serving_metrics(decision: Decision) -> dict[str, Any]:

@@ -13,6 +13,11 @@ ZONES: tuple[Zone, ...] = ("centre", "edge")
 """Marks up to `EDGE_ZONE_MM` from the wafer's centre, and beyond."""
 
 
+def on_wafer(valid: Shaped[np.ndarray, "n 64 64"]) -> Shaped[np.ndarray, "n 64 64"]:
+    """The mask without marks off the usable wafer: no map is generated there, so every figure leaves them out."""
+    return valid * wafer_grid().usable
+
+
 @dataclass(frozen=True)
 class Marks:
     """Where the marks of n wafers are, p usable pixels of each in one order."""

@@ -10,9 +10,10 @@ import torch
 from ikddit.console import progress
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.diffusion.plan import Inference
-from ikddit.evaluation.embedding_distance import frechet_embedding
-from ikddit.evaluation.gate import MODES, ModeFigures
+from ikddit.evaluation.embedding_distance import frechet_embedding, measured_moments
+from ikddit.evaluation.gate import MODES, ModeFigures, without_nan
 from ikddit.evaluation.inputs import take
+from ikddit.evaluation.marks import on_wafer
 from ikddit.evaluation.scores import evaluation_subset
 from ikddit.generator import Generator
 from ikddit.overlay import kpi
@@ -25,11 +26,13 @@ def compare_modes(
     """Draw `serving.samples` maps of `serving.wafers` wafers in both modes, for each of `serving.seeds` seeds.
 
     Both modes start from the same noise. They take turns, and the order is turned round from seed to seed, so
-    that what else runs on the machine hits both alike; the first, untimed run warms both up.
+    that what else runs on the machine hits both alike; the first, untimed run warms both up. Frechet distances are
+    to all measured maps of `test`: a covariance of 128 dimensions needs more than the drawn wafers.
     """
     settings = params.serving
     part = take(test, evaluation_subset(test, settings.wafers))
-    measured, valid = part.map.astype(np.float32), part.valid
+    measured, valid = part.map.astype(np.float32), on_wafer(part.valid)
+    moments = measured_moments(generator, test)
     found: dict[Inference, dict[str, list[float]]] = {
         mode: {name: [] for name in ModeFigures.__dataclass_fields__} for mode in MODES
     }
@@ -45,7 +48,7 @@ def compare_modes(
             seconds = time.perf_counter() - start
             mean = samples.mean(1)
             figures = {
-                "frechet": frechet_embedding(generator, part, samples),
+                "frechet": frechet_embedding(generator, part, samples, moments),
                 "rmse_nm": float(kpi.rmse_nm(mean, measured, valid)),
                 "ome": float(kpi.ome(mean, measured, valid, settings.tau_nm)),
                 "seconds": seconds,
@@ -58,11 +61,11 @@ def compare_modes(
 def measure_serving(
     generator: Generator, test: PreparedSplit, params: EvaluateParams, seed: int
 ) -> dict[str, Any]:
-    """Figures of both modes, a number per seed, and what they were measured with: gate.json."""
+    """Figures of both modes, a number per seed (None: not finite), and what they were measured with: gate.json."""
     modes = compare_modes(generator, test, params, seed)
     config, settings = generator.model.config, params.serving
     return {
-        **{mode: asdict(figures) for mode, figures in modes.items()},
+        **without_nan({mode: asdict(figures) for mode, figures in modes.items()}),
         "wafers": min(settings.wafers, len(test)),
         "samples": settings.samples,
         "seeds": [seed + number for number in range(settings.seeds)],

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.generated import Generated, wafers_of
 from ikddit.evaluation.inputs import MODALITIES
+from ikddit.evaluation.marks import on_wafer
 from ikddit.evaluation.scores import point_scores, r2
 from ikddit.evaluation.uncertainty import EnsembleScores, m3s_coverage
 from ikddit.overlay import kpi
@@ -30,13 +31,14 @@ class Measured:
     maps: Float[np.ndarray, "n 2 64 64"]
     """nm, float32."""
     valid: np.ndarray
+    """On the usable wafer alone."""
     mean_map: Float[np.ndarray, "2 64 64"]
     """Of train, nm, the reference of R2."""
 
     @classmethod
     def of(cls, split: PreparedSplit, mean_map: np.ndarray) -> "Measured":
         """All wafers of a split."""
-        return cls(split, split.map.astype(np.float32), split.valid, mean_map)
+        return cls(split, split.map.astype(np.float32), on_wafer(split.valid), mean_map)
 
     @cached_property
     def m3s(self) -> Float[np.ndarray, "n 2"]:

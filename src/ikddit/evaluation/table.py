@@ -12,6 +12,7 @@ from ikddit.console import log
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.baseline_maps import ORACLE, ORACLE_DRAWS, ORACLE_SD, MapWriter
 from ikddit.evaluation.baselines import NAMES, Baselines
+from ikddit.evaluation.marks import on_wafer
 from ikddit.evaluation.scores import crps_nm, evaluation_subset, ome_name, point_scores
 from ikddit.overlay import kpi
 from ikddit.params import BaselineParams
@@ -60,7 +61,7 @@ def baseline_table(
         if split is None or not len(split):
             continue
         rows = evaluation_subset(split, wafers)
-        measured, valid = split.map[rows].astype(np.float32), split.valid[rows]
+        measured, valid = split.map[rows].astype(np.float32), on_wafer(split.valid[rows])
         part: dict[str, Any] = {"n": len(rows)}
         barcodes = [split.barcode[row] for row in rows]
         writer = MapWriter(maps if split_name == "test" else None, barcodes)
