@@ -2,7 +2,7 @@
 
 import torch
 
-from ikddit.atomic import read_json, write_json
+from ikddit.atomic import write_json
 from ikddit.console import run_plainly
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
@@ -15,13 +15,14 @@ from ikddit.embedding.fit import (
     retrieval_metrics,
     save_embedding,
 )
+from ikddit.mpom.parts import read_facts
 from ikddit.params import load_params
 from ikddit.simulator.likelihood import exact_retrieval
 
 
 def exact_metrics(test: PreparedSplit) -> dict[str, float]:
     """What the simulator's likelihood retrieves in the first of the embedding's batches; nothing on real data."""
-    facts = read_json("data/prepared/dataset.json")
+    facts = read_facts("data/prepared")
     if "seeds" not in facts:
         return {}
     barcodes = test.barcode
@@ -29,7 +30,7 @@ def exact_metrics(test: PreparedSplit) -> dict[str, float]:
 
 
 def main() -> None:
-    """Pretrain the unified contrastive embedding on train, measure retrieval on val and test."""
+    """Pretrain the unified contrastive embedding on train, measure retrieval on test."""
     params = load_params()
     normaliser = Normaliser.load("data/prepared/normaliser.json")
     vocabularies = Vocabularies.load("data/prepared/vocabularies.json")

@@ -219,3 +219,9 @@ def test_place_of_an_array_is_taken_at_once(
     array.flush()
     again = np.load(tmp_path / "maps.npy", allow_pickle=False)
     assert (again.shape, again.dtype, again.sum(dtype=float)) == ((5, 2, 100, 333), np.float16, 1.5 * 66_600)
+
+
+def test_number_that_is_no_json_is_named_by_file_and_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"report\.json: splits\.test\.1: "):
+        write_json(tmp_path / "report.json", {"a": 1.0, "splits": {"test": [0.5, float("nan")]}})
+    assert names(tmp_path) == []

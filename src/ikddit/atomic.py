@@ -8,6 +8,7 @@ import fcntl
 import glob
 import itertools
 import json
+import math
 import os
 import re
 import secrets
@@ -133,8 +134,29 @@ def write_text(target: Path | str, text: str) -> None:
 
 
 def write_json(target: Path | str, value: Any) -> None:
-    """Write `value` as indented, strict JSON (no NaN), atomically; keys keep their order."""
-    write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as indented, strict JSON (no NaN), atomically; keys keep their order.
+
+    Raises:
+        ValueError: names the file and the key of a number that is NaN or infinite.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{target}: {_not_finite(value) or 'value'}: {error}") from None
+    write_text(target, text + "\n")
+
+
+def _not_finite(value: Any) -> str | None:
+    """Dotted key of the first number that is NaN or infinite, as `splits.test.0`; None if all are finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    keys: Any = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list | tuple) else ()
+    )
+    for key in keys:
+        if (below := _not_finite(value[key])) is not None:
+            return f"{key}.{below}".rstrip(".")
+    return None
 
 
 def read_json(path: Path | str) -> Any:

@@ -67,7 +67,7 @@ class Generator:
         try:
             normaliser = Normaliser.load(folder / "normaliser.json")
             vocabularies = Vocabularies.load(folder / "vocabularies.json")
-        except (OSError, InputError) as error:
+        except InputError as error:
             raise ModelError(f"{folder}: {error}; run `dvc repro train`, or check the path") from error
         generator = cls(model, normaliser, vocabularies)
         generator.fingerprint = fingerprint(hashes)

@@ -15,7 +15,7 @@ from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.prepare import prepare
 from ikddit.dataset.splits import SPLITS
 from ikddit.dataset.vocabulary import Vocabularies
-from ikddit.errors import GateError
+from ikddit.errors import GateError, InputError
 from ikddit.params import PrepareParams
 
 PARAMS = PrepareParams(val_share=0.1, test_share=0.2, unseen_combinations=1, max_lines=4, values_per_line=3)
@@ -117,6 +117,16 @@ def test_dataset_facts_travel_along(tmp_path, table) -> None:
     (source / "dataset.json").write_text('{"seeds": {"fab_seed": 3}}')
     prepare(source, tmp_path / "p", PARAMS, 0)
     assert json.loads((tmp_path / "p/dataset.json").read_text()) == {"seeds": {"fab_seed": 3}}
+
+
+def test_what_prepare_did_not_write_is_named_with_the_way_out(tmp_path) -> None:
+    for load, name in (
+        (Normaliser.load, "normaliser.json"),
+        (Vocabularies.load, "vocabularies.json"),
+        (PreparedSplit.open, "train.arrow"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}: .*; run `dvc repro prepare`"):
+            load(tmp_path / name)
 
 
 def test_records_without_target_are_left_out_and_counted(tmp_path, table) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ikddit.errors import GateError
+from ikddit.errors import GateError, InputError
 from ikddit.mpom.gates import Gate
 from ikddit.mpom.rules import Rule
 from ikddit.mpom.validate import validate
@@ -310,6 +310,14 @@ def test_parts_that_are_not_records_are_refused(tmp_path, make_records) -> None:
     pq.write_table(make_records(2, log_names=["a"]), tmp_path / "r/part-00001.parquet")
     with pytest.raises(GateError, match=r"part-00001\.parquet: other log channels"):
         validate(tmp_path / "r", *arguments)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x80"])
+def test_a_description_that_is_no_json_object_is_refused_by_name(tmp_path, text) -> None:
+    (tmp_path / "dataset.json").write_text(text, encoding="latin-1")
+    arguments = (tmp_path / "v", tmp_path / "q", tmp_path / "reports", PARAMS)
+    with pytest.raises(InputError, match=r"dataset\.json: json: .*; write the records again"):
+        validate(tmp_path, *arguments)
 
 
 @pytest.mark.parametrize(

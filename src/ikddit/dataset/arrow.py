@@ -119,10 +119,12 @@ class PreparedSplit:
                 table = reader.read_all()
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(
-                str(path), "file", f"not a readable Arrow file: {error}", "rerun prepare"
+                str(path), "file", f"not a readable Arrow file: {error}", "run `dvc repro prepare`"
             ) from None
         if (table.schema.metadata or {}).get(b"prepared_version") != PREPARED_VERSION.encode():
-            raise InputError(str(path), "prepared_version", f"expected {PREPARED_VERSION}", "rerun prepare")
+            raise InputError(
+                str(path), "prepared_version", f"expected {PREPARED_VERSION}", "run `dvc repro prepare`"
+            )
         return cls.from_table(table)
 
     @classmethod

@@ -60,7 +60,7 @@ class Normaliser:
         """Read what `save` wrote.
 
         Raises:
-            InputError: it is no JSON, a key is missing, or the lengths do not agree.
+            InputError: it is missing or no JSON, a key is missing, or the lengths do not agree.
         """
         try:
             data = atomic.read_json(path)
@@ -71,13 +71,15 @@ class Normaliser:
                 sigma_nm=float(data["sigma_nm"]),
                 mean_map=np.array(data["mean_map"], np.float32).reshape(2, MAP_SIZE, MAP_SIZE),
             )
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
+        except (OSError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
-                str(path), "normaliser", f"missing or malformed: {error}", "rerun prepare"
+                str(path), "normaliser", f"missing or malformed: {error}", "run `dvc repro prepare`"
             ) from None
         channels = (len(loaded.log_names),)
         if loaded.log_mean.shape != channels or loaded.log_std.shape != channels:
-            raise InputError(str(path), "log_mean", "another length than log_names", "rerun prepare")
+            raise InputError(
+                str(path), "log_mean", "another length than log_names", "run `dvc repro prepare`"
+            )
         return loaded
 
 

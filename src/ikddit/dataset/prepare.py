@@ -18,7 +18,7 @@ from ikddit.dataset.normaliser import Normaliser, NormaliserFit
 from ikddit.dataset.splits import SPLITS, Splits, WaferKey, split_by_lot
 from ikddit.dataset.vocabulary import Vocabularies, VocabularyCounter
 from ikddit.errors import GateError
-from ikddit.mpom.parts import BATCH, lists_to_numpy, part_files, read_batches
+from ikddit.mpom.parts import BATCH, lists_to_numpy, part_files, read_batches, read_facts
 from ikddit.mpom.schema import ID_FIELDS, log_names_of
 from ikddit.params import PrepareParams
 
@@ -43,9 +43,11 @@ def prepare(source: Path | str, target: Path | str, params: PrepareParams, seed:
     Raises:
         GateError: there are no records, maps have no scale in nm, no record has a target, or the lots cannot
             be split.
+        InputError: dataset.json is not a JSON object.
     """
     parts = part_files(source)
     schema = _common_schema(parts, Path(source))
+    facts = read_facts(source)
     text, has_target = _read_text(parts)
     if not has_target.any():
         raise GateError(
@@ -79,8 +81,7 @@ def prepare(source: Path | str, target: Path | str, params: PrepareParams, seed:
         normaliser.save(folder / "normaliser.json")
         vocabularies.save(folder / "vocabularies.json")
         atomic.write_json(folder / "splits.json", summary)
-        facts = Path(source) / "dataset.json"
-        atomic.write_json(folder / "dataset.json", atomic.read_json(facts) if facts.exists() else {})
+        atomic.write_json(folder / "dataset.json", facts)
     log.info("prepared %s", ", ".join(f"{name} {len(rows[name])}" for name in SPLITS))
     return summary
 

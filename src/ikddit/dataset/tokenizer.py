@@ -95,5 +95,5 @@ class LogTokenizer:
             return cls(json.dumps(data))
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
-                str(path), "tokenizer", f"missing or malformed: {error}", "rerun prepare"
+                str(path), "tokenizer", f"missing or malformed: {error}", "run `dvc repro prepare`"
             ) from None

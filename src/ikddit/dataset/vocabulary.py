@@ -251,7 +251,7 @@ class Vocabularies:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no JSON, a key is missing or holds something else, or there is no usable tokenizer beside it.
+            InputError: missing, no JSON, without a key or with something else in it, or no usable tokenizer beside it.
         """
         try:
             data = atomic.read_json(path)
@@ -260,8 +260,8 @@ class Vocabularies:
             values = [[(float(mean), float(std)) for mean, std in slots] for slots in data["values"]]
             if len(values) != len(templates) or any(std <= 0 for slots in values for _, std in slots):
                 raise ValueError("values do not fit the templates")
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
+        except (OSError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
-                str(path), "vocabularies", f"missing or malformed: {error}", "rerun prepare"
+                str(path), "vocabularies", f"missing or malformed: {error}", "run `dvc repro prepare`"
             ) from None
         return cls(ids, templates, LogTokenizer.load(Path(path).with_name(TOKENIZER_FILE)), values)

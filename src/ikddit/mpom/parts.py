@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ikddit import atomic
 from ikddit.console import progress
+from ikddit.errors import InputError
 
 BATCH = 250
 """Records held at a time, about 20 MB of maps."""
@@ -17,6 +19,24 @@ BATCH = 250
 def part_files(folder: Path | str) -> list[Path]:
     """The parts of a folder, in order."""
     return sorted(Path(folder).glob("part-*.parquet"))
+
+
+def read_facts(folder: Path | str) -> dict[str, Any]:
+    """Content of the dataset.json beside the parts: {} if there is none.
+
+    Raises:
+        InputError: it cannot be read, or is not a JSON object.
+    """
+    path = Path(folder) / "dataset.json"
+    try:
+        facts = atomic.read_json(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            str(path), "json", str(error), "write the records again (`dvc repro ingest`)"
+        ) from None
+    if not isinstance(facts, dict):
+        raise InputError(str(path), "json", "not an object", "write the records again (`dvc repro ingest`)")
+    return facts
 
 
 def read_batches(parts: list[Path], label: str, columns: list[str] | None = None) -> Iterator[pa.Table]:

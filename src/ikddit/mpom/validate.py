@@ -15,7 +15,7 @@ from ikddit.console import log, progress
 from ikddit.errors import GateError
 from ikddit.mpom.gate_report import failed_gates, results_json, summary_page
 from ikddit.mpom.gates import Failure, Gate, RuleResult
-from ikddit.mpom.parts import part_files
+from ikddit.mpom.parts import part_files, read_facts
 from ikddit.mpom.quality import RECORD, ROW, measure
 from ikddit.mpom.rules import gate_rules, log_rules, record_rules
 from ikddit.mpom.schema import Units, log_names_of, record_schema
@@ -54,8 +54,7 @@ def validate(
     import pandas as pd
 
     parts = part_files(source)
-    facts_path = Path(source) / "dataset.json"
-    facts: dict[str, Any] = atomic.read_json(facts_path) if facts_path.exists() else {}
+    facts = read_facts(source)
     units = _check_schema(parts)
     frame, logs = measure(parts)
     gate = Gate()

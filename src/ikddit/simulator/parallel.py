@@ -76,5 +76,6 @@ def map_lots(
             yield from pool.map(partial(_run, task), items, chunksize=chunk)
         except BrokenProcessPool:
             raise IkdditError(
-                f"simulate: one of {workers} worker processes died; if memory ran out, run it on fewer cores (taskset -c 0)"
+                f"simulate: one of {workers} worker processes died; if memory ran out, run it on fewer cores "
+                "(taskset -c 0)"
             ) from None
