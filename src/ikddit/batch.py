@@ -118,11 +118,8 @@ def _inputs(generator: Generator, source: Path) -> list[Path]:
         raise InputError(
             str(source), "folder", "holds no *.parquet and no *.arrow", "run `ikddit ingest` first"
         )
-    try:
-        normaliser = Normaliser.load(source / "normaliser.json")
-        vocabularies = Vocabularies.load(source / "vocabularies.json")
-    except (OSError, ValueError) as error:
-        raise InputError(str(source), "folder", str(error), "name a folder that `prepare` wrote") from None
+    normaliser = Normaliser.load(source / "normaliser.json")
+    vocabularies = Vocabularies.load(source / "vocabularies.json")
     own = generator.normaliser
     same = (
         normaliser.log_names == own.log_names
