@@ -205,6 +205,8 @@ def test_m3s_of_samples_is_that_of_every_map_over_its_wafers_marks() -> None:
     found = kpi.samples_m3s_nm(samples, valid)
     assert np.isnan(found[4]).all()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    unmeasured = np.where(valid[:, None, None], samples, np.nan)
+    np.testing.assert_array_equal(kpi.samples_m3s_nm(unmeasured, valid), found)
 
 
 def test_high_percentile_is_numpys_for_few_and_many_marks() -> None:

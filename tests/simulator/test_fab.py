@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from ikddit.errors import InputError
 from ikddit.params import SimulateParams
 from ikddit.simulator import hotspot
-from ikddit.simulator.constants import Fab
+from ikddit.simulator.constants import SIMULATOR_VERSION, Fab
 from ikddit.simulator.logs import FEATURE_NAMES, features
-from ikddit.simulator.oracle import oracle_for, posterior
+from ikddit.simulator.oracle import oracle_for, posterior, wafers_for
 from ikddit.simulator.wafers import draw_lots, lot_numbers
 from ikddit.simulator.writer import write_dataset
 
@@ -121,3 +122,9 @@ def test_same_seed_writes_the_same_bytes_and_the_oracle_knows_the_wafers(tmp_pat
     drawn = draw_lots(Fab.build(0), params, [int(lot) for lot in lot_numbers(params)])
     again = oracle_for(facts, drawn.barcode[::-1])
     assert np.array_equal(again.wafers.map, drawn.map[::-1])
+
+
+def test_damaged_seeds_are_named():
+    facts = {"simulator_version": SIMULATOR_VERSION, "seeds": {"fab_seed": "0"}}
+    with pytest.raises(InputError, match=r"dataset\.json: seeds\.fab_seed: .*; simulate the data again"):
+        wafers_for(facts, [])

@@ -87,7 +87,9 @@ def samples_m3s_nm(samples: Shaped[np.ndarray, "n m 2 64 64"], valid: Mask) -> F
 
     def one(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
         inside = (mask.reshape(len(mask), -1)[:, pixels] != 0)[:, None, None]
-        marks = maps.reshape(*maps.shape[:3], -1)[..., pixels].astype(np.float32) * inside
+        marks = np.where(
+            inside, maps.reshape(*maps.shape[:3], -1)[..., pixels].astype(np.float32), np.float32(0)
+        )
         count = np.where(inside.any(-1), inside.sum(-1), np.nan)
         mean = marks.sum(axis=-1, dtype=np.float64) / count
         square = np.einsum("nmap,nmap->nma", marks, marks, dtype=np.float64) / count

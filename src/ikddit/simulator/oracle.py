@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from pydantic import ValidationError
 
 from ikddit.errors import InputError
 from ikddit.params import SimulateParams
@@ -302,7 +303,8 @@ def wafers_for(dataset_json: dict[str, Any], barcodes: Sequence[str]) -> tuple[F
         barcodes: barcodes of that data set.
 
     Raises:
-        InputError: the data set was not simulated, or by another version, or a barcode is not of it.
+        InputError: the data set was not simulated, or by another version, its seeds are damaged, or a barcode is
+            not of it.
     """
     file = "dataset.json"
     if "seeds" not in dataset_json:
@@ -315,7 +317,12 @@ def wafers_for(dataset_json: dict[str, Any], barcodes: Sequence[str]) -> tuple[F
     if (version := dataset_json.get("simulator_version")) != SIMULATOR_VERSION:
         reason = f"{version!r}, this is version {SIMULATOR_VERSION}, whose seeds give other maps"
         raise InputError(file, "simulator_version", reason, "simulate the data again")
-    params = SimulateParams.model_validate(dataset_json["seeds"])
+    try:
+        params = SimulateParams.model_validate(dataset_json["seeds"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        at = ".".join(map(str, ("seeds", *wrong["loc"])))
+        raise InputError(file, at, wrong["msg"], "simulate the data again") from None
     lots: list[int] = []
     slots: list[int] = []
     for barcode in barcodes:
