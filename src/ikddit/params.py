@@ -435,29 +435,6 @@ class Params(Section):
     control: ControlParams = ControlParams()
     schedule: ScheduleParams = ScheduleParams()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _integers_are_numbers(cls, values: Any) -> Any:
-        """YAML writes 1.0 as 1: let whole numbers stand where a float is meant."""
-        return _widen(values, cls)
-
-
-def _widen(values: Any, model: type[BaseModel]) -> Any:
-    if not isinstance(values, dict):
-        return values
-    out: dict[Any, Any] = {}
-    by_key = {field.alias or name: field for name, field in model.model_fields.items()}
-    for key, value in values.items():
-        annotation = by_key[key].annotation if key in by_key else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            value = _widen(value, annotation)
-        elif isinstance(value, int) and not isinstance(value, bool) and annotation in (float, float | None):
-            value = float(value)
-        elif annotation == list[float] and isinstance(value, list):
-            value = [float(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
-        out[key] = value
-    return out
-
 
 def parse_params(values: dict[str, Any], source: str = "params.yaml") -> Params:
     """Check a mapping against the schema.
