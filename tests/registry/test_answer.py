@@ -41,6 +41,7 @@ def test_what_is_missing_or_unseen_is_allowed(columns: Any, params: Any) -> None
     ("request_", "params", "message"),
     [
         (frame(0), {}, "wafers: 0; send 1 to 100"),
+        (frame(1), {"n": None}, "n: null; send a number, or leave it out"),
         (frame(MAX_WAFERS + 1), {}, "wafers: 101; send 1 to 100"),
         (frame(), {"n": 0}, "n: 0; use 1 to 256"),
         (frame(), {"n": 257}, "n: 257"),

@@ -95,6 +95,9 @@ def check_request(frame: "pd.DataFrame", channels: int, params: dict[str, Any]) 
     Raises:
         InputError: names the wafer and the field.
     """
+    for name, value in params.items():
+        if value is None:
+            raise InputError("request", name, "null", "send a number, or leave it out")
     _check_size(len(frame), int(params.get("n", 1)), int(params.get("steps", 2)))
     limit = float(params.get("limit_nm", 8.0))
     if not 0 < limit < np.inf:
