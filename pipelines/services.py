@@ -6,7 +6,6 @@ Hosts and ports come from the servers' own variables: `MLFLOW_HOST`, `MLFLOW_POR
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,14 +17,18 @@ from pathlib import Path
 
 from ikddit.errors import IkdditError
 from ikddit.params import load_params
-from ikddit.registry.show import ui_command
 from ikddit.registry.store import locate_store, open_store
+from ikddit.registry.ui import address, check_port, ui_command
 from pipelines import PREFECT_DEFAULTS
 from pipelines.process import stop_group
 
 READY_S = 180.0
 """The first start creates two databases, on a busy machine."""
 POLL_S = 0.3
+PORTS = {"MLflow": "MLFLOW_PORT", "Prefect": "PREFECT_SERVER_API_PORT"}
+CORS = "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"
+NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The servers are on this machine: a proxy of the environment (`http_proxy`) knows nothing of them."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,12 @@ class Service:
     @property
     def url(self) -> str:
         """Where a browser on this machine finds it."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        return address(self.host, self.port)
 
     def is_up(self) -> bool:
         """Whether it answers."""
         try:
-            return bool(urllib.request.urlopen(self.url + self.health, timeout=2).status == 200)
+            return bool(NO_PROXY.open(self.url + self.health, timeout=2).status == 200)
         except OSError:
             return False
 
@@ -60,39 +62,31 @@ def make_services(root: Path, env: Mapping[str, str] = os.environ) -> tuple[Serv
     Raises:
         ParamsError: params.yaml is wrong.
         RegistryError: `MLFLOW_TRACKING_URI` names a server, which runs elsewhere.
+        IkdditError: a port is no number.
     """
     store = locate_store(env, root)
-    host, port = env.get("MLFLOW_HOST", "127.0.0.1"), int(env.get("MLFLOW_PORT", "5000"))
+    host, port = env.get("MLFLOW_HOST", "127.0.0.1"), _port(env, "MLflow", 5000)
     command, more = ui_command(store, host, port)
     if store.database is not None and not store.database.exists():
         open_store(store, load_params(root / "params.yaml").register_.experiment)
     mlflow = Service("MLflow", tuple(command), more, host, port, "/health")
     host = env.get("PREFECT_SERVER_API_HOST", "127.0.0.1")
-    port = int(env.get("PREFECT_SERVER_API_PORT", "4200"))
+    port = _port(env, "Prefect", 4200)
     server = (sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port))
     prefect = Service("Prefect", server, {}, host, port, "/api/health")
     home = {name: value for name, value in PREFECT_DEFAULTS.items() if name not in env}
+    # Prefect asks nobody who they are, and by itself lets pages of any site call it. Its own is open by either name.
+    own_pages = env.get(CORS, f"{prefect.url},http://localhost:{port}")
     # The page in the browser and the background services must find this very server.
-    prefect.env.update(home | {"PREFECT_API_URL": f"{prefect.url}/api"})
+    prefect.env.update(home | {"PREFECT_API_URL": f"{prefect.url}/api", CORS: own_pages})
     return mlflow, prefect
 
 
-def refuse_taken_ports(services: Sequence[Service]) -> None:
-    """Make sure that every port is free.
-
-    Raises:
-        IkdditError: one is not; the message names it and the variable that chooses another.
-    """
-    for service in services:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((service.host, service.port))
-            except OSError as error:
-                variable = {"MLflow": "MLFLOW_PORT", "Prefect": "PREFECT_SERVER_API_PORT"}[service.name]
-                raise IkdditError(
-                    f"{service.name}: {service.host}:{service.port}: {error.strerror}; choose another: {variable}"
-                ) from None
+def _port(env: Mapping[str, str], service: str, default: int) -> int:
+    text = env.get(PORTS[service], str(default))
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise IkdditError(f"{PORTS[service]}: {text!r} is no port; set 1 to 65535, or unset it for {default}")
+    return int(text)
 
 
 def run_services(services: Sequence[Service], folder: Path, say: Callable[[str], object]) -> None:
@@ -106,7 +100,8 @@ def run_services(services: Sequence[Service], folder: Path, say: Callable[[str],
     Raises:
         IkdditError: a port is taken, a server did not come up, or one ended by itself.
     """
-    refuse_taken_ports(services)
+    for service in services:
+        check_port(service.host, service.port, PORTS[service.name])
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         running: list[tuple[Service, subprocess.Popen[str], Path]] = []

@@ -7,6 +7,8 @@ import typer
 
 if TYPE_CHECKING:
     from ikddit.diffusion.plan import SamplingOptions
+    from ikddit.params import Params, RegisterParams
+    from ikddit.registry.store import Store
 
 app = typer.Typer(
     name="ikddit",
@@ -34,6 +36,26 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
+def _store_and_settings() -> "tuple[Store, RegisterParams]":
+    """The checkout's MLflow store, and section `register` of its params.yaml."""
+    from ikddit.params import load_params
+    from ikddit.registry.store import locate_store
+
+    store = locate_store()
+    return store, load_params(store.root / "params.yaml").register_
+
+
+def _params_here(path: Path | None = None) -> "Params":
+    """Read a params.yaml, by default the one of this folder, and name it; the defaults where there is none."""
+    from ikddit.params import load_params, parse_params
+
+    if path is None and not Path("params.yaml").exists():
+        return parse_params({})
+    params = load_params(path or "params.yaml")
+    typer.echo(f"settings: {path or 'params.yaml'}")
+    return params
+
+
 # Commands, one block each --------------------------------------------------------------------------------
 
 
@@ -43,12 +65,10 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on this checkout's store."""
-    from ikddit.params import load_params
-    from ikddit.registry.show import serve_ui
-    from ikddit.registry.store import locate_store
+    from ikddit.registry.ui import serve_ui
 
-    store = locate_store()
-    serve_ui(store, load_params(store.root / "params.yaml").register_.experiment, host, port)
+    store, settings = _store_and_settings()
+    serve_ui(store, settings.experiment, host, port)
 
 
 @app.command("models")
@@ -60,12 +80,9 @@ def models(
     import dataclasses
     import json
 
-    from ikddit.params import load_params
     from ikddit.registry.show import list_versions, print_versions
-    from ikddit.registry.store import locate_store
 
-    store = locate_store()
-    settings = load_params(store.root / "params.yaml").register_
+    store, settings = _store_and_settings()
     rows = list_versions(store, name or settings.model_name, settings.experiment)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
@@ -83,13 +100,10 @@ def promote_command(
     name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
 ) -> None:
     """Make a version champion, if the promotion gate agrees: serving reads it from its next start."""
-    from ikddit.params import load_params
     from ikddit.registry.promotion import promote
     from ikddit.registry.show import move_lines
-    from ikddit.registry.store import locate_store
 
-    store = locate_store()
-    settings = load_params(store.root / "params.yaml").register_
+    store, settings = _store_and_settings()
     name = name or settings.model_name
     move = promote(
         version,
@@ -109,13 +123,10 @@ def rollback_command(
     name: Annotated[str | None, typer.Option(help="Registered model; default register.model_name.")] = None,
 ) -> None:
     """Give `champion` back to the champion before; again, to the one before that."""
-    from ikddit.params import load_params
     from ikddit.registry.promotion import rollback
     from ikddit.registry.show import move_lines
-    from ikddit.registry.store import locate_store
 
-    store = locate_store()
-    settings = load_params(store.root / "params.yaml").register_
+    store, settings = _store_and_settings()
     name = name or settings.model_name
     typer.echo(move_lines(name, rollback(reason, name=name, experiment=settings.experiment, store=store)))
 
@@ -128,12 +139,9 @@ def serve_command(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the forecast.")] = 1,
 ) -> None:
     """Answer requests over HTTP (MLflow's scoring server); docs/serving.md has an example."""
-    from ikddit.params import load_params
     from ikddit.registry.serve import serve
-    from ikddit.registry.store import locate_store
 
-    store = locate_store()
-    settings = load_params(store.root / "params.yaml").register_
+    store, settings = _store_and_settings()
     serve(store, model or f"models:/{settings.model_name}@champion", settings.experiment, host, port, threads)
 
 
@@ -179,15 +187,26 @@ def _become(flow: str, arguments: list[str]) -> None:
 @app.command("validate")
 def validate(
     records: Annotated[Path, typer.Argument(help="Folder that ingest wrote (part-*.parquet).")],
-    out: Annotated[Path, typer.Option(help="Folder for validated/, quarantine/ and report/.")],
+    out: Annotated[Path, typer.Option(help="Folder for validated/, quarantine/validate/ and report/.")],
 ) -> None:
-    """Judge records with the quality gate; bounds come from params.yaml here, else the defaults."""
-    from ikddit.mpom.validate import validate as judge
-    from ikddit.params import load_params, parse_params
+    """Judge records with the quality gate; bounds come from params.yaml here, else the defaults.
 
-    params = load_params() if Path("params.yaml").exists() else parse_params({})
-    metrics = judge(records, out / "validated", out / "quarantine", out / "report", params.validate_)
+    What ingest refused counts too, where its quarantine/ lies beside the records.
+    """
+    from ikddit.mpom.validate import validate as judge
+
+    params = _params_here().validate_
+    beside = records.resolve().parent / "quarantine"
+    places = [folder for folder in (beside, beside / "ingest") if (folder / "quarantine.jsonl").is_file()]
+    refused = places[0] if places else None
+    if refused is not None:
+        typer.echo(f"counted too: what ingest refused, {refused}/quarantine.jsonl")
+    metrics = judge(
+        records, out / "validated", out / "quarantine" / "validate", out / "report", params, refused
+    )
     counts = f"{metrics['records']} records passed, {metrics['quarantined']} quarantined"
+    if refused is not None:
+        counts += f", {metrics['quarantined_by_ingest']} refused by ingest"
     typer.echo(f"{counts}: {out}/report/index.html")
 
 
@@ -264,12 +283,16 @@ def ingest_command(
     out: Annotated[Path, typer.Option(help="Folder for records/, quarantine/ and ingest.json.")] = Path(
         "ingested"
     ),
-    params: Annotated[Path | None, typer.Option(help="Take section `ingest` of this params.yaml.")] = None,
+    params: Annotated[
+        Path | None,
+        typer.Option(help="Take section `ingest` of this file; default params.yaml here, if there is one."),
+    ] = None,
     format_: Annotated[str | None, typer.Option("--format", help="auto, mpom or marks.")] = None,
     scale_nm: Annotated[
         float | None, typer.Option(help="PNG scale of a folder without dataset.json.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels per side of the PNGs.")] = None,
+    engine: Annotated[str | None, typer.Option(help="processes or dask; the records are the same.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; 0 takes all cores.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="Mark tables: canonical=name in the file; may be repeated.")
@@ -288,11 +311,19 @@ def ingest_command(
     from ikddit.errors import ParamsError
     from ikddit.mpom.ingest import ingest
     from ikddit.mpom.summary import report_lines
-    from ikddit.params import load_params, parse_params
+    from ikddit.params import parse_params
 
-    section = load_params(params).ingest.model_dump() if params else {"marks": {}}
-    given = {"format": format_, "scale_nm": scale_nm, "image_size": image_size, "workers": workers}
+    section = _params_here(params).ingest.model_dump()
+    given = {
+        "format": format_,
+        "scale_nm": scale_nm,
+        "image_size": image_size,
+        "engine": engine,
+        "workers": workers,
+    }
     section |= {key: value for key, value in given.items() if value is not None}
+    if engine == "processes":
+        section["scheduler"] = None  # of params.yaml, for dask
     marks = {
         "unit": unit,
         "sign": sign,
@@ -307,7 +338,7 @@ def ingest_command(
             raise ParamsError(
                 f"--column {pair}: expected canonical=name in the file, for example wafer_x_mm=X"
             )
-        section["marks"].setdefault("columns", {})[name.strip()] = alias
+        section["marks"]["columns"][name.strip()] = alias
     settings = parse_params({"ingest": section}, "ikddit ingest").ingest
     report = ingest(path, out / "records", out / "quarantine", out / "ingest.json", settings)
     typer.echo("\n".join(report_lines(report, out)))
@@ -374,8 +405,31 @@ def simulate(
         "layout": layout,
         "shift": _shift(shift) if shift else None,
     }
-    write_dataset(parse_params({"simulate": section}, "ikddit simulate").simulate, out)
+    params = parse_params({"simulate": section}, "ikddit simulate").simulate
+    _refuse_other_data(out)
+    write_dataset(params, out)
     typer.echo(f"{25 * lots} wafers -> {out}")
+
+
+def _refuse_other_data(out: Path) -> None:
+    """Keep `simulate` from replacing anything but an older data set of its own.
+
+    Raises:
+        InputError: the path is a file, or a folder with other things in it.
+    """
+    from ikddit.atomic import read_json
+    from ikddit.errors import InputError
+
+    if not out.exists():
+        return
+    found = sorted(path.name for path in out.iterdir()) if out.is_dir() else ["a file"]
+    try:  # records that were made of a data set have its dataset.json too, but no lots/
+        ours = set(found) == {"dataset.json", "lots"} and "seeds" in read_json(out / "dataset.json")
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if found and not ours:
+        reason = f"holds other things than a simulated data set ({found[0]}); it would be replaced as a whole"
+        raise InputError(str(out), "--out", reason, "give another folder")
 
 
 def _shift(text: str) -> dict[str, str | float]:

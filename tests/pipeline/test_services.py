@@ -108,6 +108,13 @@ def test_one_command_starts_both_servers_and_says_where(running: Running) -> Non
     assert (running.folder / ".prefect" / "prefect.db").is_file()
 
 
+def test_pages_of_other_sites_may_not_call_prefect(running: Running) -> None:
+    own = running.api.removesuffix("/api")
+    for origin, allowed in (("https://elsewhere.example", None), (own, own)):
+        request = urllib.request.Request(running.api + "/health", headers={"Origin": origin})
+        assert urllib.request.urlopen(request).headers["Access-Control-Allow-Origin"] == allowed
+
+
 def test_a_schedule_fires_and_two_runners_never_work_at_once(running: Running) -> None:
     log, second = running.folder / "serve.log", running.folder / "second.log"
     stages = running.folder / "stages.log"
@@ -230,6 +237,33 @@ def test_cron_lines_of_prefect_yaml_are_those_of_params_yaml() -> None:
         cron = getattr(settings, deployment["entrypoint"].partition(":")[2])
         expected = [] if cron is None else [{"cron": cron, "timezone": settings.timezone}]
         assert deployment["schedules"] == expected
+
+
+@pytest.mark.parametrize("text", ["abc", "", "0", "65536", "-1"])
+@pytest.mark.parametrize("name", ["MLFLOW_PORT", "PREFECT_SERVER_API_PORT"])
+def test_a_port_that_is_none_is_named_by_its_variable(name: str, text: str, tmp_path: Path) -> None:
+    from pipelines.services import make_services
+
+    (tmp_path / "mlflow.db").touch()  # as if it had been made: nothing is opened
+    with pytest.raises(IkdditError, match=f"^{name}: '{text}' is no port"):
+        make_services(tmp_path, {"DVC_ROOT": str(tmp_path), name: text})
+
+
+def test_a_proxy_of_the_environment_is_not_asked(tmp_path: Path) -> None:
+    (tmp_path / "health").touch()
+    port, log = free_port(), tmp_path / "server.log"
+    server = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    ask = (
+        f"from pipelines.services import Service; s = Service('a', (), {{}}, '127.0.0.1', {port}, '/health')"
+    )
+    env = os.environ | {
+        "http_proxy": f"http://127.0.0.1:{free_port()}",
+        "no_proxy": "",
+        "PREFECT_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-c", f"{ask}; raise SystemExit(not s.is_up())"]
+    with background(server, dict(os.environ), log, tmp_path):
+        wait_until(lambda: subprocess.run(command, cwd=ROOT, env=env).returncode == 0, 30, log)
 
 
 def test_a_tracking_server_elsewhere_is_not_started_again(tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ikddit.errors import RegistryError
-from ikddit.registry.store import Store, open_store
+from ikddit.registry.store import Store, if_there, open_store
+from ikddit.registry.ui import address, check_port
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 """Seconds; MLflow's own default of 60 is short for a lot of 25 wafers on a busy machine."""
@@ -15,8 +19,8 @@ TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 def serve_command(model: str, host: str, port: int) -> list[str]:
     """The command that serves; `-P` keeps the modules beside the file from being imported by their bare names.
 
-    >>> serve_command("models:/ikddit@champion", "127.0.0.1", 5001)[3:]
-    ['models:/ikddit@champion', '127.0.0.1', '5001']
+    >>> serve_command("models:/ikddit/3", "127.0.0.1", 5001)[3:]
+    ['models:/ikddit/3', '127.0.0.1', '5001']
     """
     return [sys.executable, "-P", str(Path(__file__).with_name("door.py")), model, host, str(port)]
 
@@ -30,6 +34,26 @@ def serve_environment(store: Store, threads: int) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         TIMEOUT: os.environ.get(TIMEOUT, "300"),
     }
+
+
+def find_version(store: Store, model: str, experiment: str) -> "ModelVersion":
+    """The version that a registry address names now; an alias may move to another one at any time.
+
+    Raises:
+        RegistryError: no such version, or the store does not answer.
+    """
+    client, _ = open_store(store, experiment)
+    name, _, version = model.removeprefix("models:/").replace("@", "/@").partition("/")
+    found = (
+        if_there(client.get_model_version_by_alias, name, version.removeprefix("@"))
+        if version.startswith("@")
+        else if_there(client.get_model_version, name, version)
+    )
+    if found is None:
+        raise RegistryError(
+            f"{model}: not in {store.public_uri}; `ikddit models` lists what is, `make repro` registers one"
+        )
+    return found
 
 
 def serve(store: Store, model: str, experiment: str, host: str, port: int, threads: int) -> NoReturn:
@@ -46,28 +70,12 @@ def serve(store: Store, model: str, experiment: str, host: str, port: int, threa
     Raises:
         RegistryError: no such version, or the port is taken.
     """
-    from mlflow.exceptions import MlflowException
-
-    from ikddit.registry.show import check_port
-
     check_port(host, port)
-    client, _ = open_store(store, experiment)
-    name, _, version = model.removeprefix("models:/").replace("@", "/@").partition("/")
-    try:
-        found = (
-            client.get_model_version_by_alias(name, version.removeprefix("@"))
-            if version.startswith("@")
-            else client.get_model_version(name, version)
-        )
-    except MlflowException:
-        raise RegistryError(
-            f"{model}: not in {store.public_uri}; `ikddit models` lists what is, `make repro` registers one"
-        ) from None
+    found = find_version(store, model, experiment)
     print(
-        f"{name} version {found.version}: http://{host}:{port}/invocations  (stop with Ctrl-C)",
+        f"{found.name} version {found.version}: {address(host, port)}/invocations  (stop with Ctrl-C)",
         file=sys.stderr,
         flush=True,
     )
-    os.execve(
-        sys.executable, serve_command(model, host, port), os.environ | serve_environment(store, threads)
-    )
+    command = serve_command(f"models:/{found.name}/{found.version}", host, port)
+    os.execve(sys.executable, command, os.environ | serve_environment(store, threads))

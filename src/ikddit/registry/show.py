@@ -1,11 +1,8 @@
-"""What is in the store, for a person: the MLflow UI on loopback, and a table of versions."""
+"""What is in the store, for a person: a table of versions, and moves of the champion in words."""
 
-import os
 import sys
 from dataclasses import dataclass
-from typing import NoReturn
 
-from ikddit.errors import RegistryError
 from ikddit.registry.promotion import CHAMPION, Move
 from ikddit.registry.register import VERSION_METRICS, VERSION_PARAMS
 from ikddit.registry.store import Store, open_store
@@ -86,55 +83,3 @@ def move_lines(name: str, move: Move) -> str:
     lines += [f"  no:  {reason}" for reason in gate.get("failed", [])]
     lines += [f"  yes: {reason}" for reason in gate.get("passed", [])]
     return "\n".join(lines)
-
-
-def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """Build the command and environment of `mlflow ui` for a local store or a database.
-
-    One worker and no job runner: up in about 6 s instead of 16 s.
-
-    Raises:
-        RegistryError: the store is a server, which has its own UI.
-    """
-    if store.uri.startswith(("http://", "https://", "databricks")):
-        raise RegistryError(f"the store is a server with its own UI: open {store.public_uri}")
-    command = [sys.executable, "-m", "mlflow", "ui"]
-    if store.artifact_location:
-        command += ["--default-artifact-root", store.artifact_location]
-    command += ["--host", host, "--port", str(port), "--workers", "1"]
-    environment = {
-        "MLFLOW_BACKEND_STORE_URI": store.uri,  # not as an option: every user of the machine sees those
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    return command, environment
-
-
-def serve_ui(store: Store, experiment: str, host: str, port: int) -> NoReturn:
-    """Replace this process by the MLflow UI; a store that is not there yet is created first.
-
-    Raises:
-        RegistryError: the store is a server, or the port is taken.
-    """
-    command, environment = ui_command(store, host, port)
-    check_port(host, port)
-    if store.database is not None and not store.database.exists():
-        open_store(store, experiment)
-    print(f"MLflow UI: http://{host}:{port}  (stop with Ctrl-C)", file=sys.stderr, flush=True)
-    os.execve(command[0], command, os.environ | environment)
-
-
-def check_port(host: str, port: int) -> None:
-    """Say before a server starts that it could not listen.
-
-    Raises:
-        RegistryError: the port is taken, or the address is not this machine's.
-    """
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise RegistryError(f"{host}:{port}: {error.strerror}; choose another with --port") from None
