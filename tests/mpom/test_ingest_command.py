@@ -14,6 +14,12 @@ from ikddit.errors import GateError, InputError, ParamsError
 from ikddit.mpom.schema import log_names_of
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """In a folder that has no params.yaml but the test's."""
+    monkeypatch.chdir(tmp_path)
+
+
 def invoke(*args: object):
     return CliRunner().invoke(app, ["ingest", *map(str, args)], catch_exceptions=False)
 
@@ -43,6 +49,39 @@ def test_params_file_and_options_go_together(tmp_path):
     )
     assert len(list((tmp_path / "out" / "records").glob("part-*.parquet"))) == 2
     assert json.loads((tmp_path / "out" / "ingest.json").read_text())["units"] == "nm"
+
+
+def test_params_yaml_of_this_folder_is_taken_and_named(tmp_path):
+    raw = data_set(tmp_path / "raw", 2)
+    (tmp_path / "params.yaml").write_text(
+        "ingest: {wafers_per_part: 1, workers: 1, engine: dask, scheduler: 'tcp://nowhere.invalid:1'}\n"
+    )
+    text = invoke(raw, "--engine", "processes").stdout
+    assert text.startswith("settings: params.yaml\n")
+    assert len(list((tmp_path / "ingested" / "records").glob("part-*.parquet"))) == 2
+    with pytest.raises(ParamsError, match=r"ingest\.engine: .*'spark'"):
+        invoke(raw, "--engine", "spark")
+    (tmp_path / "other.yaml").write_text("ingest: {workers: 1}\n")
+    assert invoke(raw, "--params", "other.yaml").stdout.startswith("settings: other.yaml\n")
+    assert len(list((tmp_path / "ingested" / "records").glob("part-*.parquet"))) == 1
+
+
+def test_validate_counts_what_ingest_refused_and_leaves_its_quarantine_alone(tmp_path):
+    raw = data_set(tmp_path / "raw", 20)
+    (raw / "overlay_000000.png").write_bytes(b"no")
+    invoke(raw, "--workers", 1)
+    refused = (tmp_path / "ingested/quarantine/quarantine.jsonl").read_text()
+    (tmp_path / "params.yaml").write_text("validate: {min_complete_lots: 0.0, max_missing_log_share: 1.0}\n")
+    command = ["validate", "ingested/records", "--out", "ingested"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "settings: params.yaml" in done.stdout
+    assert f"what ingest refused, {tmp_path}/ingested/quarantine/quarantine.jsonl" in done.stdout
+    assert "19 records passed, 0 quarantined, 1 refused by ingest: ingested/report/index.html" in done.stdout
+    assert (tmp_path / "ingested/quarantine/quarantine.jsonl").read_text() == refused != ""
+    assert (tmp_path / "ingested/quarantine/validate/quarantine.jsonl").read_text() == ""
+    (tmp_path / "params.yaml").write_text("validate: {min_complete_lots: 0.0, max_quarantined_share: 0.04}\n")
+    with pytest.raises(GateError, match=r"0\.05 of all items are quarantined, allowed at most 0\.04"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
 
 
 def test_mark_table_options(tmp_path):
