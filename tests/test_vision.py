@@ -8,7 +8,9 @@ def test_pytorch_fid_imports_in_a_fresh_process() -> None:
     code = (
         "from ikddit.vision import make_torchvision_importable as make\n"
         "first = make(); assert make() == first\n"
-        "import pytorch_fid.inception, torchvision; print('imported')"
+        "import pytorch_fid.fid_score, pytorch_fid.inception, torch, torchvision.ops\n"
+        "assert pytorch_fid.inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048] == 3\n"
+        "print(torch.ops.torchvision.nms.default._schema)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "imported", done.stderr
+    assert "torchvision::nms(Tensor dets, Tensor scores, float iou_threshold)" in done.stdout, done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from calls import calls, quiet_settings, watched
-from checkouts import ROOT, git, make_toy_checkout, run
+from checkouts import ROOT, run
 
 MLFLOW = (
     "import mlflow, time\n"
@@ -43,17 +43,16 @@ def test_mlflow_calls_as_it_comes_and_is_silent_with_the_project_s_variables(
     )
     assert done.returncode == 0, done.stderr
     # Without the first case, the silence of the second could mean that nobody listened.
-    assert bool(wait_for_calls(tmp_path, 5 if quiet else 30)) is not quiet
+    assert bool(wait_for_calls(tmp_path, 1 if quiet else 30)) is not quiet
 
 
 @pytest.mark.parametrize("silenced", ["nothing", "variables", "config"])
 def test_dvc_reports_as_it_comes_and_not_with_the_project_s_variables_or_config(
-    silenced: str, tmp_path: Path, clean_env: dict[str, str]
+    silenced: str, tmp_path: Path, clean_env: dict[str, str], dvc_repository: Path
 ) -> None:
     # It reports from a process of its own, with another Python path: looked at is whether that is started.
     env = watched(clean_env, tmp_path) | {"DVC_ANALYTICS_ENDPOINT": "http://127.0.0.1:9/"}
-    git(tmp_path, "init", "-q")
-    run(tmp_path, env | quiet_settings(ROOT), "dvc", "init", "-q")
+    shutil.copytree(dvc_repository, tmp_path, dirs_exist_ok=True)
     if silenced == "config":
         shutil.copy(ROOT / ".dvc" / "config", tmp_path / ".dvc" / "config")
     said = run(
@@ -80,16 +79,15 @@ def test_the_prefect_server_starts_its_telemetry_only_as_it_comes(
     assert done.stdout.split() == [str(not quiet)] * 2, done.stderr
 
 
-def test_the_project_is_silent_though_nobody_set_a_variable(
-    tmp_path: Path, clean_env: dict[str, str]
+def test_the_flow_is_silent_and_runs_without_a_variable_a_server_or_an_activated_environment(
+    tmp_path: Path, clean_env: dict[str, str], toy_checkout: Path
 ) -> None:
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    make_toy_checkout(folder)
-    env = watched(clean_env, tmp_path)
-    run(folder, env | quiet_settings(ROOT), "dvc", "init", "-q")
+    folder = toy_checkout
+    env = watched(clean_env | {"PATH": "/usr/bin:/bin"}, tmp_path)
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     run(folder, env, "pipelines.reproduce")  # DVC, and Prefect with a server of its own
+    assert "seed: 3" in (folder / "reports" / "registration.json").read_text()
+    assert (folder / ".prefect" / "prefect.db").is_file()
     store = (
         "from ikddit.registry.store import *; open_store(locate_store(), 'quiet'); import time; time.sleep(3)"
     )
@@ -98,8 +96,9 @@ def test_the_project_is_silent_though_nobody_set_a_variable(
             [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-    assert wait_for_calls(tmp_path, 3) == []
+    assert wait_for_calls(tmp_path, 1) == []
     assert (folder / "mlflow.db").is_file()
+    assert not (folder / "gx").exists()
 
 
 def test_systemd_s_and_the_image_s_variables_are_those_of_make() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from checkouts import ROOT, run, wait_until
+from checkouts import ROOT, wait_until
 
 
 def test_stages_come_from_dvc_yaml_in_an_order_that_can_be_run() -> None:
@@ -19,18 +19,7 @@ def test_stages_come_from_dvc_yaml_in_an_order_that_can_be_run() -> None:
         assert all(names.index(need) < names.index(name) for need in needs)
 
 
-def test_flow_runs_every_stage_without_a_server_or_an_activated_environment(
-    toy_checkout: Path, clean_env: dict[str, str]
-) -> None:
-    run(toy_checkout, clean_env, "dvc", "init", "-q")
-    bare = clean_env | {"PATH": "/usr/bin:/bin"}
-    run(toy_checkout, bare, "pipelines.reproduce")
-    assert "seed: 3" in (toy_checkout / "reports" / "registration.json").read_text()
-    assert (toy_checkout / ".prefect" / "prefect.db").is_file()
-
-
 def test_stopping_the_flow_stops_the_running_stage(toy_checkout: Path, clean_env: dict[str, str]) -> None:
-    run(toy_checkout, clean_env, "dvc", "init", "-q")
     (toy_checkout / "toy_stage.py").write_text(
         "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'stage.pid'); time.sleep(300)"
     )

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import psutil
 import pytest
-from checkouts import git, run, wait_until
+from checkouts import git, wait_until
 
 HOLD = """
 import sys, time
@@ -27,17 +28,16 @@ with FileLock(Path(sys.argv[1]) / ".ikddit/retrain/lock"):
 
 
 @pytest.fixture
-def repository(tmp_path: Path, clean_env: dict[str, str]) -> Path:
+def repository(tmp_path: Path, dvc_repository: Path) -> Path:
     """A DVC repository whose only stage reads data/raw and then sleeps."""
+    shutil.copytree(dvc_repository, tmp_path, dirs_exist_ok=True)
     (tmp_path / ".gitignore").write_text("/data/?*\n!/data/*.dvc\n/.ikddit/\n__pycache__\n")
     (tmp_path / "params.yaml").write_text("data: {raw: data/old}\nsleep_s: 0\n")
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(STAGES)
-    git(tmp_path, "init", "-q")
     git(tmp_path, "config", "user.name", "test")
     git(tmp_path, "config", "user.email", "test@example.org")
-    run(tmp_path, clean_env, "dvc", "init", "-q")
-    run(tmp_path, clean_env, "dvc", "config", "core.autostage", "true")
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    autostage = true\n")
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "-qm", "start")
     (tmp_path / "data" / "raw").mkdir(parents=True)
@@ -242,10 +242,11 @@ def test_second_retraining_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
 class _Hook(http.server.BaseHTTPRequestHandler):
     received: ClassVar[list[bytes]] = []
     silent = False
+    over = threading.Event()
 
     def do_POST(self) -> None:
         if self.silent:
-            time.sleep(5)
+            self.over.wait(60)
         self.received.append(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200)
         self.end_headers()
@@ -256,10 +257,11 @@ class _Hook(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hook() -> Iterator[str]:
-    _Hook.received, _Hook.silent = [], False
+    _Hook.received, _Hook.silent, _Hook.over = [], False, threading.Event()
     server = http.server.HTTPServer(("127.0.0.1", 0), _Hook)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/secret"
+    _Hook.over.set()
     server.shutdown()
 
 
