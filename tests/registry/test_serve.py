@@ -12,7 +12,9 @@ from ikddit.registry.serve import serve
 from ikddit.registry.store import Store
 
 
-@pytest.mark.parametrize("model", ["models:/ikddit@champion", "models:/ikddit/7"])
+@pytest.mark.parametrize(
+    "model", ["models:/ikddit@champion", "models:/ikddit/7", "models:/ikddit/latest", "ikddit"]
+)
 def test_what_is_not_registered_is_not_served(store: Store, model: str) -> None:
     with pytest.raises(RegistryError, match=r"not in sqlite:///mlflow\.db; `ikddit models`"):
         serve(store, model, "ikddit", "127.0.0.1", 0, 1)

@@ -44,11 +44,11 @@ def find_version(store: Store, model: str, experiment: str) -> "ModelVersion":
     """
     client, _ = open_store(store, experiment)
     name, _, version = model.removeprefix("models:/").replace("@", "/@").partition("/")
-    found = (
-        if_there(client.get_model_version_by_alias, name, version.removeprefix("@"))
-        if version.startswith("@")
-        else if_there(client.get_model_version, name, version)
-    )
+    found = None
+    if version.startswith("@"):
+        found = if_there(client.get_model_version_by_alias, name, version.removeprefix("@"))
+    elif version.isdecimal():
+        found = if_there(client.get_model_version, name, version)
     if found is None:
         raise RegistryError(
             f"{model}: not in {store.public_uri}; `ikddit models` lists what is, `make repro` registers one"
