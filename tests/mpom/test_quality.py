@@ -33,9 +33,6 @@ def test_statistics_of_a_map_are_those_of_its_valid_values() -> None:
     assert found["valid_share"] == 1
     assert found["min"] == valid.min()
     assert found["max"] == valid.max()
-    assert found["max_abs"] == np.abs(valid).max()
-    assert found["std"] == pytest.approx(valid.std())
-    assert found["p99_abs"] == np.quantile(np.abs(valid), 0.99, method="inverted_cdf")
     assert found["disagree_px"] == found["mask_other_px"] == 0
 
 
@@ -104,8 +101,6 @@ def test_frames_have_one_row_per_record_over_all_parts(tmp_path, make_records) -
     assert records["barcode"].tolist() == logs["record"].tolist() == table["barcode"].to_pylist()
     assert records["record_row"].tolist() == list(range(700))
     np.testing.assert_array_equal(logs[["a", "b"]], table["log_features"].to_pylist())
-    assert records["ids_known"].eq(10).all()
-    assert records["log_lines"].eq(2).all()
     assert records["exposed_year"].between(2025, 2026).all()
 
 

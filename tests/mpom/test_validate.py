@@ -159,6 +159,13 @@ def test_parts_without_bad_records_are_copied_byte_by_byte(bad_rows) -> None:
     assert source.read_bytes() == target.read_bytes()
 
 
+def test_a_part_that_loses_a_record_is_written_as_ingest_writes_parts(bad_rows) -> None:
+    group = pq.ParquetFile(bad_rows.folder / "validated/part-00000.parquet").metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    codecs = {column.path_in_schema.partition(".")[0]: column.compression for column in columns}
+    assert (codecs["map"], codecs["prev_valid"], codecs["barcode"]) == ("SNAPPY", "SNAPPY", "ZSTD")
+
+
 def test_dataset_facts_travel_along(bad_rows) -> None:
     assert json.loads((bad_rows.folder / "validated/dataset.json").read_text())["ids"]["layer"] == ["A1"]
 
@@ -251,6 +258,16 @@ def test_no_records_at_all_stop_the_pipeline(make_records, tmp_path) -> None:
     assert outcome.error is not None
     assert "0 records are left, allowed at least 1" in outcome.error
     assert "1 of all items are quarantined" in outcome.error
+
+
+def test_a_stopped_gate_empties_what_a_link_leads_to(make_records, tmp_path) -> None:
+    elsewhere, link = tmp_path / "larger_disk", tmp_path / "out" / "validated"
+    elsewhere.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(elsewhere)
+    assert judge(tmp_path / "out", make_records(3), min_valid_share=1.0, rejected=9).error is not None
+    assert link.is_symlink()
+    assert not elsewhere.exists()
 
 
 def test_a_stopped_gate_says_why_most_records_were_rejected(make_records, tmp_path) -> None:

@@ -19,9 +19,10 @@ from ikddit.atomic import atomic_dir, write_json
 from ikddit.console import log, progress
 from ikddit.errors import GateError, InputError
 from ikddit.mpom.engines import outcomes
+from ikddit.mpom.parts import ROW_GROUP, part_writer
 from ikddit.mpom.source import Census, Rejection
 from ikddit.mpom.survey import SIGNS, Survey, survey
-from ikddit.mpom.tasks import ROW_GROUP, Job, Outcome, part_writer
+from ikddit.mpom.tasks import Job, Outcome
 from ikddit.mpom.wafer import Clipping
 from ikddit.params import IngestParams
 
@@ -80,15 +81,14 @@ class _Collector:
     def _drop(self, path: Path, keep: np.ndarray) -> None:
         """Quarantine the rows whose barcode was met before, and write the part without them."""
         table = pq.read_table(path)
-        here = _Names(table)
+        names = {self._parts: _Names(table)}
+        here = names[self._parts]
         for row in np.flatnonzero(~keep).tolist():
             barcode, source = here.barcode[row], here.source[row]
             number = self._seen[barcode]
-            there = (
-                here
-                if number == self._parts
-                else _Names(pq.read_table(self._part(number), columns=_Names.columns))
-            )
+            if number not in names:
+                names[number] = _Names(pq.read_table(self._part(number), columns=_Names.columns))
+            there = names[number]
             first = there.barcode.index(barcode)
             same = " with the same content" if there.sha256[first] == here.sha256[row] else ""
             reason = f"duplicate barcode {barcode!r}, first met in {there.source[first]}{same}"

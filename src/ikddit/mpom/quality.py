@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, UInt8
 
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
 MAPS = {"map": "valid", "prev_map": "prev_valid"}
 """Map columns and the columns of their masks."""
-KEY_COLUMNS = ["barcode", "source", "lot_id", "slot", "layer", "exposed_at"]
+COLUMNS = ["barcode", "source", "lot_id", "slot", "exposed_at", *ID_FIELDS]
+"""Taken over as they are."""
 ROW, RECORD = "record_row", "record"
 """Keys of both frames: position of the record over all parts, which is unique, and its barcode."""
 
@@ -35,9 +35,9 @@ def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
 
     Returns:
         Two frames with one row per record and the keys `record_row` and `record`. Records: `barcode`,
-        `source`, `lot_id`, `slot`, the id fields, `exposed_year` (UTC, with its fraction), `ids_known`
-        (count), `log_lines` (count), `in_time_order`, and per map (`map`, `prev_map`) what `map_scalars`
-        says. Logs: one column per channel, NaN where not received.
+        `source`, `lot_id`, `slot`, the id fields, `exposed_year` (UTC, with its fraction), `in_time_order`,
+        and per map (`map`, `prev_map`) what `map_scalars` says. Logs: one column per channel, NaN where not
+        received.
     """
     import pandas as pd
 
@@ -46,12 +46,11 @@ def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
     # Filled batch by batch: joining the batches afterwards would hold the widest part of the frames twice.
     logs = np.zeros((0, 0), np.float32)
     done = 0
-    for table in read_batches(parts, "validate: measure"):
+    for table in read_batches(parts, "validate: measure", [*COLUMNS, "log_features", *MAPS, *MAPS.values()]):
         if not records:
             names = log_names_of(table.schema)
             logs = np.empty((sum(pq.read_metadata(part).num_rows for part in parts), len(names)), np.float32)
-        frame = table.select([*dict.fromkeys([*KEY_COLUMNS, *ID_FIELDS])]).to_pandas()
-        frame["log_lines"] = pc.fill_null(pc.list_value_length(table.column("log_lines")), 0).to_numpy()
+        frame = table.select(COLUMNS).to_pandas()
         channels = CHANNELS["rgb" if table.schema.metadata[b"units"] == b"rgb" else "nm"]
         for name, mask in MAPS.items():
             values = lists_to_numpy(table.column(name), np.nan).reshape(-1, channels, PIXELS)
@@ -68,7 +67,6 @@ def measure(parts: list[Path]) -> "tuple[pd.DataFrame, pd.DataFrame]":
     frame[RECORD] = channels_frame[RECORD] = frame["barcode"]
     times = frame.pop("exposed_at")
     frame["exposed_year"] = times.dt.year + (times.dt.day_of_year - 1) / 366
-    frame["ids_known"] = frame[list(ID_FIELDS)].notna().sum(axis=1)
     frame["in_time_order"] = _in_time_order(frame, times)
     return frame, channels_frame
 
@@ -79,34 +77,32 @@ def map_scalars(
     """Scalars of n maps; NaN for a map that does not exist (no finite pixel, and a mask of zeros).
 
     Returns:
-        `valid_px`; `valid_share` of the usable pixels (within 147 mm); `min`, `max`, `max_abs`, `p99_abs`,
-        `std` of the valid values, in the maps' unit; `disagree_px`, pixels where mask and values do not agree
-        (valid but not finite, or a value where the mask is 0); `mask_other_px`, mask values beside 0 and 1.
+        `valid_px`; `valid_share` of the usable pixels (within 147 mm); `min`, `max` of the valid values, in
+        the maps' unit; `disagree_px`, pixels where mask and values do not agree (valid but not finite, or a
+        value where the mask is 0); `mask_other_px`, mask values beside 0 and 1.
 
     >>> values, mask = np.full((1, 2, 4096), 3.0), np.ones((1, 4096), np.uint8)
     >>> values[0, 0, 7] = np.nan
     >>> found = map_scalars(values, mask)
-    >>> found["max_abs"].tolist(), found["disagree_px"].tolist()
+    >>> found["max"].tolist(), found["disagree_px"].tolist()
     ([3.0], [1.0])
     """
     usable = wafer_grid().usable.reshape(-1)
     finite = np.isfinite(values)
     good = finite.all(1) & (mask != 0)
     exists = finite.any((1, 2)) | (mask != 0).any(1)
+    inside, some = good[:, None], good.any(1)
+    lowest = np.where(inside, values, np.inf).min((1, 2)).astype(np.float64)
+    highest = np.where(inside, values, -np.inf).max((1, 2)).astype(np.float64)
     out: dict[str, np.ndarray] = {
         "valid_px": good.sum(1).astype(np.float64),
         "valid_share": good[:, usable].mean(1),
         # A mark with one axis only, and a value behind the mask's back, are both contradictions.
         "disagree_px": np.where(mask != 0, ~finite.all(1), finite.any(1)).sum(1).astype(np.float64),
         "mask_other_px": (mask > 1).sum(1).astype(np.float64),
+        "min": np.where(some, lowest, np.nan),
+        "max": np.where(some, highest, np.nan),
     }
-    stats = np.full((len(values), 5), np.nan)
-    for i in np.flatnonzero(good.any(1)):
-        v = values[i][:, good[i]].reshape(-1).astype(np.float64)
-        size = np.abs(v)
-        rank = int(np.ceil(0.99 * v.size)) - 1
-        stats[i] = v.min(), v.max(), size.max(), np.partition(size, rank)[rank], v.std()
-    out |= dict(zip(("min", "max", "max_abs", "p99_abs", "std"), stats.T, strict=True))
     return {name: np.where(exists, column, np.nan) for name, column in out.items()}
 
 

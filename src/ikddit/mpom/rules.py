@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ikddit.mpom.quality import RECORD, ROW
+from ikddit.mpom.quality import MAPS, RECORD, ROW
 from ikddit.mpom.schema import ID_FIELDS, Units
 from ikddit.params import ValidateParams
 
@@ -118,10 +118,10 @@ def record_rules(
         Rule("barcode", "give every wafer exposure its barcode", present=True),
         Rule("barcode", "keep one record per barcode, or number the exposures", unique=True),
     ]
-    for name in ("map", "prev_map"):
+    for name, mask in MAPS.items():
         if frame[f"{name}_valid_px"].isna().all():
             continue
-        largest, mask = "largest value {value}", {"map": "valid", "prev_map": "prev_valid"}[name]
+        largest = "largest value {value}"
         if units == "nm":
             remedy, bound, unit = (
                 "check unit and scale; set the mask to 0 on flyers",

@@ -5,16 +5,14 @@ What a task makes depends on the task alone, so parts and their bits don't depen
 
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ikddit.errors import InputError
 from ikddit.mpom.archive import Container, Reader
+from ikddit.mpom.parts import ROW_GROUP, part_writer
 from ikddit.mpom.record import Record, RecordBuffer
 from ikddit.mpom.schema import record_schema
 from ikddit.mpom.source import Census, RawItem, Rejection, walk
@@ -24,12 +22,6 @@ from ikddit.params import IngestParams
 
 TABLE_TASK_BYTES = 256 << 20
 """Mark tables are put together to tasks of about this size; they are read one after the other."""
-
-ROW_GROUP = 250
-"""Wafers of one row group: fewer cost time for each of the columns, more cost memory."""
-
-PAGE_BYTES = 128 << 10
-"""What Parquet compresses at a time; of its default, 1 MiB, little stays in the processor's cache."""
 
 Task = list[RawItem | str | Rejection]
 """Items, or names of mark tables relative to the root; what is already rejected goes along in its place."""
@@ -129,31 +121,6 @@ class Worker:
             if len(self._buffer):
                 writer.write_table(self._buffer.take())
         return barcodes
-
-
-@contextmanager
-def part_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Write one Parquet part into the scratch folder.
-
-    Neither written beside nor flushed: the folder is, as a whole, when the run is complete.
-    """
-    heavy = {"prev_map", "prev_valid", "map", "valid"}
-    # Maps: a fast codec and no dictionary; zstd with one halves the size at three times the cost.
-    codecs: Any = {_leaf(column): "snappy" if column.name in heavy else "zstd" for column in schema}
-    light: Any = [_leaf(column) for column in schema if column.name not in heavy]
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression=codecs,
-        use_dictionary=light,
-        write_statistics=light,
-        data_page_size=PAGE_BYTES,
-    ) as writer:
-        yield writer
-
-
-def _leaf(column: "pa.Field[Any]") -> str:
-    return f"{column.name}.list.element" if pa.types.is_nested(column.type) else column.name
 
 
 def _results(job: Job, task: Task, outcome: Outcome) -> Iterator[Record | Rejection]:

@@ -15,7 +15,7 @@ from ikddit.console import log, progress
 from ikddit.errors import GateError
 from ikddit.mpom.gate_report import failed_gates, results_json, summary_page
 from ikddit.mpom.gates import Failure, Gate, RuleResult
-from ikddit.mpom.parts import part_files, read_facts
+from ikddit.mpom.parts import part_files, part_writer, read_facts
 from ikddit.mpom.quality import RECORD, ROW, measure
 from ikddit.mpom.rules import gate_rules, log_rules, record_rules
 from ikddit.mpom.schema import Units, log_names_of, record_schema
@@ -49,7 +49,8 @@ def validate(
 
     Raises:
         GateError: a suite-level expectation failed (quarantine and report are written first, `target` is
-            not), a part does not have the record schema, or a check is broken.
+            deleted), a part does not have the record schema, or a check is broken.
+        InputError: dataset.json is not a JSON object.
     """
     import pandas as pd
 
@@ -106,7 +107,7 @@ def validate(
         Path(reports), gate, metrics, results, list(rejected.values()), channels, _notes(frame, units)
     )
     if failed:
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(Path(target).resolve(), ignore_errors=True)  # a link to it stays
         said = [*failed, *_commonest(list(rejected.values())), f"report: {reports}/index.html"]
         raise GateError("validate: " + " | ".join(said))
     _write_good(Path(target), parts, facts, set(rejected))
@@ -275,7 +276,7 @@ def _write_good(target: Path, parts: list[Path], facts: dict[str, Any], rejected
 
 def _filter_part(file: pq.ParquetFile, path: Path, keep: np.ndarray) -> None:
     done = 0
-    with pq.ParquetWriter(path, file.schema_arrow, compression="zstd") as writer:
+    with part_writer(path, file.schema_arrow) as writer:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             writer.write_table(table.filter(pa.array(keep[done : done + len(table)])))
