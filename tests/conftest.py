@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ikddit.mpom.schema import ID_FIELDS, log_names_of, record_schema
 from ikddit.overlay.grid import wafer_grid
 
 MakeRecords = Callable[..., pa.Table]
+PIPELINE_FOLDERS = [Path(__file__).parent / name for name in ("pipeline", "faults")]
 DEAREST_FIRST = (
     "retrain",
     "end_to_end",
@@ -29,11 +31,14 @@ START = datetime(2025, 1, 1, tzinfo=UTC)
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group what shares a module's fixtures, which are then made in one worker only; dearest groups first.
+    """Mark the tests that run DVC, MLflow or Prefect, group what shares a module's fixtures, dearest groups first.
 
-    Of the rest, what runs DVC, MLflow or Prefect comes before the groups, and tests on their own come last: they fill
-    up the worker that is done sooner.
+    A group runs in one worker, so what it shares is made once. After the dearest groups come marked tests, then other
+    groups; tests on their own come last and fill up the worker that is done sooner.
     """
+    for item in items:
+        if item.path.parent in PIPELINE_FOLDERS:
+            item.add_marker(pytest.mark.pipeline)
     groups = {item: _group(item) for item in items}
     for item, group in groups.items():
         if group and item.get_closest_marker("xdist_group") is None:

@@ -10,12 +10,7 @@ sys.path[:0] = [
     str(Path(__file__).resolve().parents[2]),
 ]
 
-from checkouts import clean_environment, finished_checkout, mark_as_pipeline  # noqa: E402
-
-
-@pytest.hookimpl(tryfirst=True)  # before tests/conftest.py puts them in order
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mark_as_pipeline(items, Path(__file__).parent)
+from checkouts import clean_environment, finished_checkout  # noqa: E402
 
 
 @pytest.fixture(scope="session")

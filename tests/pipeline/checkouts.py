@@ -67,13 +67,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def mark_as_pipeline(items: list[pytest.Item], folder: Path) -> None:
-    """Mark the tests of a folder, whose seconds to minutes `make test-fast` leaves out."""
-    for item in items:
-        if folder in item.path.parents:
-            item.add_marker(pytest.mark.pipeline)
-
-
 def copy_checkout(folder: Path) -> Path:
     """Copy this project as it is now (committed or not) into a new git repository, with the tiny profile."""
     from pipelines.scratch import copy_project
