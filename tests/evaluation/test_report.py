@@ -138,7 +138,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mean=measured + noise,
         sigma=np.abs(noise),
         sample0=measured - noise,
-        sample1=measured + 2 * noise,
         measured=measured,
         valid=split.valid,
     )

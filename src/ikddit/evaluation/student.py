@@ -122,7 +122,6 @@ def showcase(generated: Generated, measured: Measured) -> dict[str, np.ndarray]:
         "mean": generated.points["given"][shown].astype(np.float32),
         "sigma": samples.std(1, ddof=1),
         "sample0": samples[:, 0],
-        "sample1": samples[:, 1],
         "measured": measured.maps[shown],
         "valid": measured.valid[shown].astype(np.uint8),
     }

@@ -1,7 +1,7 @@
 """Figures of the report: wafer panels, curves, scatter, bars; inline SVG for the page, PNG beside it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
@@ -18,7 +18,6 @@ INK = "#010203"
 """Drawn by no other artist: becomes `currentColor` on a page."""
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#8C6D31")
 """Okabe and Ito's, told apart by colour-blind eyes, then a grey and a brown; the student is the first."""
-DASHES = ("-", "--", "-.", ":")
 
 
 def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
@@ -93,7 +92,6 @@ class Line:
     colour: str = COLOURS[0]
     dash: str = "-"
     wide: float = 1.4
-    marks: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,6 @@ class Chart:
     """A horizontal line here."""
     diagonal: bool = False
     scale: Literal["linear", "log", "loglog"] = "linear"
-    limits: tuple[float, float] | None = None
-    """Of y."""
     legend: Literal["best", "lower right", "upper left"] = "best"
 
 
@@ -120,7 +116,7 @@ def charts_figure(charts: Sequence[Chart], columns: int = 3, height: float = 2.7
     figure = Figure(figsize=(3.7 * columns, height * rows), layout="constrained")
     for i, chart in enumerate(charts):
         _chart(figure.add_subplot(rows, columns, i + 1), chart)
-    return figure
+    return _laid_out(figure)
 
 
 def _chart(ax: Axes, chart: Chart) -> None:
@@ -131,17 +127,14 @@ def _chart(ax: Axes, chart: Chart) -> None:
     for line in chart.lines:
         x, y = np.asarray(line.x, float), np.asarray(line.y, float)
         known = np.isfinite(x) & np.isfinite(y)
-        marker = "o" if line.marks else None
         ax.plot(
             x[known], y[known], color=line.colour, linestyle=line.dash, linewidth=line.wide,
-            marker=marker, markersize=3.5, label=line.label,
+            label=line.label,
         )  # fmt: skip
     if chart.level is not None:
         ax.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
     if chart.diagonal:
         ax.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=":")
-    if chart.limits is not None:
-        ax.set_ylim(*chart.limits)
     ax.set_title(chart.title, color=INK, fontsize=9)
     ax.set_xlabel(chart.x, color=INK, fontsize=8.5)
     ax.set_ylabel(chart.y, color=INK, fontsize=8.5)
@@ -162,8 +155,6 @@ class Bars:
     points: Sequence[Sequence[float]] = field(default_factory=list)
     """Single values behind each, drawn small."""
     scale: Literal["linear", "log"] = "linear"
-    level: float | None = None
-    """A vertical line here."""
 
 
 def dots_figure(parts: Sequence[Bars], columns: int = 4) -> Figure:
@@ -186,8 +177,6 @@ def dots_figure(parts: Sequence[Bars], columns: int = 4) -> Figure:
         )  # fmt: skip
         for place, singles in zip(places, part.points, strict=False):
             ax.plot(singles, np.full(len(singles), place + 0.22), ".", color=COLOURS[1], markersize=4)
-        if part.level is not None:
-            ax.axvline(part.level, color=INK, linewidth=0.8, linestyle=":")
         ax.set_xscale(part.scale)
         if part.scale == "linear":
             ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -197,7 +186,7 @@ def dots_figure(parts: Sequence[Bars], columns: int = 4) -> Figure:
         ax.set_title(part.title, color=INK, fontsize=9)
         ax.grid(axis="x", linewidth=0.4, alpha=0.5)
         plain_axes(ax)
-    return figure
+    return _laid_out(figure)
 
 
 def histogram_figure(
@@ -214,26 +203,11 @@ def histogram_figure(
         ax.set_xlabel(x, color=INK, fontsize=8.5)
         ax.set_ylabel("share", color=INK, fontsize=8.5)
         plain_axes(ax)
-    return figure
+    return _laid_out(figure)
 
 
-def curves_figure(columns: Mapping[str, Sequence[float]], columns_per_row: int = 4) -> Figure:
-    """Training curves as small multiples: one for each column beside `step`; gaps where a value is absent."""
-    names = [name for name in columns if name != "step"]
-    charts = [Chart(name, "step", "", [Line(name, columns["step"], columns[name])]) for name in names]
-    return charts_figure(charts, columns_per_row, height=2.0)
-
-
-def m3s_figure(
-    measured: Float[np.ndarray, "n 2"], forecast: Float[np.ndarray, "n 2"], limit_nm: float | None = None
-) -> Figure:
-    """M3S forecast against M3S measured, one dot per wafer, x and y side by side, with the line of equality.
-
-    Args:
-        measured: nm.
-        forecast: nm.
-        limit_nm: specification limit, drawn on both axes when known.
-    """
+def m3s_figure(measured: Float[np.ndarray, "n 2"], forecast: Float[np.ndarray, "n 2"]) -> Figure:
+    """M3S forecast against M3S measured, nm, one dot per wafer, x and y side by side, with the line of equality."""
     figure = Figure(figsize=(7.0, 3.4), layout="constrained")
     both = np.concatenate([measured, forecast])
     low, high = 0.0, 1.05 * float(np.nanmax(both)) if np.isfinite(both).any() else 1.0
@@ -243,15 +217,19 @@ def m3s_figure(
             measured[:, axis], forecast[:, axis], linestyle="none", marker=".", color=COLOURS[0],
             alpha=0.5, markersize=4,
         )  # fmt: skip
-        if limit_nm is not None:
-            for line in (ax.axhline, ax.axvline):
-                line(limit_nm, color=INK, linewidth=0.6, linestyle=":")
         ax.set_xlim(low, high)
         ax.set_ylim(low, high)
         ax.set_aspect("equal")
         ax.set_xlabel(f"measured M3S {'xy'[axis]}, nm", color=INK, fontsize=9)
         ax.set_ylabel(f"forecast M3S {'xy'[axis]}, nm", color=INK, fontsize=9)
         plain_axes(ax)
+    return _laid_out(figure)
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """The figure with its layout computed once and kept: saving it computes a constrained layout anew each time."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
     return figure
 
 
