@@ -3,6 +3,7 @@
 from ikddit.console import run_plainly
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
+from ikddit.dataset.splits import SPLITS
 from ikddit.device import pick_device
 from ikddit.embedding.fit import load_embedding
 from ikddit.evaluation.fid.extractors import own_extractors
@@ -11,7 +12,6 @@ from ikddit.evaluation.fid.measured import MeasuredFeatures
 from ikddit.evaluation.fid.reference import build_reference
 from ikddit.params import load_params
 
-SPLITS = ("train", "val", "test", "test_unseen")
 SEED = 0
 """Of halves and subsets: the floor is the same beside students of any seed."""
 

@@ -18,8 +18,9 @@ from ikddit.evaluation.fid.score import score, weights_as_in
 from ikddit.evaluation.fid.spaces import EmbeddingFeatures, OverlayFeatures, features_of
 from ikddit.evaluation.fid.weights import NoWeights, Weights
 from ikddit.evaluation.scores import frechet_distance
-from ikddit.overlay.terms import linear_basis, term_maps
+from ikddit.overlay.terms import linear_basis
 from ikddit.params import FidParams
+from made_maps import term_maps
 
 PARAMS = FidParams(
     dims=[64, 192],

@@ -17,11 +17,12 @@ from ikddit.evaluation.uncertainty import (
 )
 from ikddit.overlay import kpi
 from ikddit.overlay.grid import EDGE_ZONE_MM, wafer_grid
-from ikddit.overlay.terms import linear_basis, term_maps
+from ikddit.overlay.terms import linear_basis
 from ikddit.params import SimulateParams
 from ikddit.simulator.constants import SIMULATOR_VERSION, Fab
 from ikddit.simulator.oracle import oracle_for
 from ikddit.simulator.wafers import draw_lots, lot_numbers
+from made_maps import term_maps
 
 GRID = wafer_grid()
 EDGE = GRID.usable & (GRID.radius_mm > EDGE_ZONE_MM)

@@ -18,7 +18,6 @@ from ikddit.overlay.plots import (
     flagged_marks,
     nice_limit,
     panel_figure,
-    wafer_figure,
 )
 
 GRID = wafer_grid()
@@ -69,10 +68,10 @@ def test_heat_maps_have_symmetric_fixed_limits_and_hide_invalid_marks(
 def test_vectors_have_a_10_nm_key_and_point_as_measured(wafer: tuple[np.ndarray, np.ndarray]) -> None:
     from matplotlib.quiver import Quiver, QuiverKey
 
-    figure = wafer_figure(*wafer)
-    ax = figure.axes[-1]
-    key = next(artist for artist in ax.get_children() if isinstance(artist, QuiverKey))
-    arrows = next(artist for artist in ax.get_children() if isinstance(artist, Quiver))
+    figure = panel_figure([Panel("measured", wafer[0], shown=wafer[1], vectors=True)])
+    children = [artist for ax in figure.axes for artist in ax.get_children()]
+    key = next(artist for artist in children if isinstance(artist, QuiverKey))
+    arrows = next(artist for artist in children if isinstance(artist, Quiver))
     assert (key.U, key.label) == (KEY_NM, "10 nm")
     row = int(np.argmin(np.abs(GRID.y_mm[:, 0] - arrows.Y[0])))
     col = int(np.argmin(np.abs(GRID.x_mm[0] - arrows.X[0])))
@@ -90,7 +89,7 @@ def test_vectors_of_errors_have_a_key_of_their_own(wafer: tuple[np.ndarray, np.n
 
 
 def test_flyers_are_red_crosses_at_their_place(wafer: tuple[np.ndarray, np.ndarray]) -> None:
-    figure = wafer_figure(*wafer)
+    figure = panel_figure([Panel("measured", wafer[0], flagged=flagged_marks(wafer[1]))])
     crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert [line.get_color() for line in crosses] == ["#e00000"]
     assert crosses[0].get_xydata().tolist() == [[GRID.x_mm[20, 30], GRID.y_mm[20, 30]]]
@@ -99,10 +98,12 @@ def test_flyers_are_red_crosses_at_their_place(wafer: tuple[np.ndarray, np.ndarr
 def test_the_top_of_the_wafer_is_drawn_on_top() -> None:
     maps = np.zeros((2, 64, 64))
     maps[0, :20] = 5.0  # row 0 is the largest y
-    pixels = np.asarray(Image.open(_png(wafer_figure(maps, GRID.usable))).convert("RGB")).astype(int)
+    figure = panel_figure([Panel("measured", maps)])
+    box = figure.axes[0].get_position()  # of dx
+    pixels = np.asarray(Image.open(_png(figure)).convert("RGB")).astype(int)
     height, width = pixels.shape[:2]
-    centre = round(0.155 * width)  # middle of the first wafer
-    top, bottom = pixels[round(0.3 * height), centre], pixels[round(0.75 * height), centre]
+    centre = round((box.x0 + 0.54 * box.width) * width)  # beside the notch
+    top, bottom = (pixels[round((1 - box.y0 - share * box.height) * height), centre] for share in (0.8, 0.2))
     assert top[0] - top[2] > 50  # orange: positive
     assert abs(int(bottom[0]) - int(bottom[2])) < 15  # neutral
 
@@ -130,8 +131,8 @@ def test_one_limit_for_many_wafers_is_round_and_holds_nearly_all() -> None:
 def test_drawing_does_not_touch_pyplot() -> None:
     code = (
         "import numpy as np, sys\n"
-        "from ikddit.overlay.plots import figure_png, wafer_figure\n"
-        "figure_png(wafer_figure(np.zeros((2, 64, 64)), np.ones((64, 64))), dpi=40)\n"
+        "from ikddit.overlay.plots import Panel, figure_png, panel_figure\n"
+        "figure_png(panel_figure([Panel('measured', np.zeros((2, 64, 64)))]), dpi=40)\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -14,9 +14,8 @@ from ikddit.overlay.terms import (
     intrafield_basis,
     linear_basis,
     orthonormal,
-    symmetric_terms,
-    term_maps,
 )
+from made_maps import term_maps
 
 GRID = wafer_grid()
 
@@ -137,25 +136,6 @@ def test_terms_shared_by_two_models_are_refused() -> None:
     # k1 and the grid's X00 have different names but are the same pattern.
     with pytest.raises(ValueError, match="linearly dependent"):
         orthonormal(grid_basis(1) + intrafield_basis(1))
-
-
-def test_scanner_terms_are_sums_and_differences() -> None:
-    terms = np.array([[[1.0, 0.03, 0.02, 0.1, 0.5], [2.0, 0.01, 0.04, 0.3, 0.1]]])
-    combined = {name: float(column[0]) for name, column in symmetric_terms(terms).items()}
-    assert combined == pytest.approx(
-        {
-            "translation_x_nm": 1.0,
-            "translation_y_nm": 2.0,
-            "magnification_ppm": 0.02,
-            "asymmetric_magnification_ppm": 0.01,
-            "rotation_urad": 0.03,
-            "non_orthogonality_urad": -0.02,
-            "field_magnification_ppm": 0.2,
-            "field_asymmetric_magnification_ppm": -0.1,
-            "field_rotation_urad": 0.3,
-            "field_non_orthogonality_urad": 0.4,
-        }
-    )
 
 
 @settings(max_examples=15, deadline=None)

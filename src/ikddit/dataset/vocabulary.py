@@ -76,18 +76,6 @@ def parse_line(line: str) -> tuple[str, list[float]]:
     return _TOKEN.sub(replace, line[:MAX_LINE_CHARS]), values
 
 
-def fill_template(template: str, values: Sequence[float]) -> str:
-    """Put numbers back into a template: the inverse of `parse_line` up to number formatting.
-
-    >>> fill_template("x=<num> mm on LITH03", [-10.5])
-    'x=-10.5 mm on LITH03'
-    """
-    parts = template.split(PLACEHOLDER)
-    if len(parts) != len(values) + 1:
-        raise ValueError(f"template has {len(parts) - 1} numbers, got {len(values)} values")
-    return parts[0] + "".join(f"{value:g}{part}" for value, part in zip(values, parts[1:], strict=True))
-
-
 class ValueMoments:
     """Running mean and spread of the numbers of one template, slot by slot."""
 

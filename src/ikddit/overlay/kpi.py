@@ -7,12 +7,9 @@ A wafer without a valid mark has NaN for its own figures and no weight in pooled
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Shaped
-
-from ikddit.overlay.terms import Basis, fit_terms, term_maps
 
 Maps = Shaped[np.ndarray, "n 2 64 64"]
 """nm, any float type."""
@@ -99,26 +96,6 @@ def samples_m3s_nm(samples: Shaped[np.ndarray, "n m 2 64 64"], valid: Mask) -> F
     return np.concatenate([one(samples[i : i + _FEW], valid[i : i + _FEW]) for i in starts])
 
 
-def max_abs_nm(maps: Maps, valid: Mask) -> PerAxis:
-    """Largest |overlay| of each wafer and axis over its valid marks, nm."""
-
-    def one(m: np.ndarray, v: np.ndarray) -> np.ndarray:
-        peak = np.abs(_masked(m, v)).max(axis=(2, 3))
-        return np.asarray(np.where(np.isnan(_count(v)), np.nan, peak))
-
-    return _by_chunk(one, maps, valid)
-
-
-def p997_nm(maps: Maps, valid: Mask) -> PerAxis:
-    """99.7 percentile of |overlay| of each wafer and axis over its valid marks, nm."""
-
-    def one(m: np.ndarray, v: np.ndarray) -> np.ndarray:
-        flat = np.abs(_masked(m, v)).reshape(len(m), 2, -1)
-        return high_percentile(np.where(v.reshape(len(v), 1, -1) != 0, flat, -1.0), 99.7)
-
-    return _by_chunk(one, maps, valid)
-
-
 def high_percentile(values: Float[np.ndarray, "n 2 p"], percent: float) -> PerAxis:
     """Percentile (linear interpolation, as numpy's) of the values that are not negative, along the last axis.
 
@@ -133,27 +110,6 @@ def high_percentile(values: Float[np.ndarray, "n 2 p"], percent: float) -> PerAx
     a, b = (np.take_along_axis(top, i[..., None], axis=-1)[..., 0] for i in (low, low + 1))
     found = a + (b - a) * (place - low)
     return np.where(count > 0, np.where(count > 1, found, top[..., 0]), np.nan)
-
-
-def kpis(maps: Maps, valid: Mask) -> dict[str, PerWafer]:
-    """All figures of each wafer as columns: `mean_x_nm`, `three_sigma_x_nm`, `m3s_x_nm`, `max_x_nm`,
-    `p997_x_nm` and the same for y, and `marks`, the number of valid marks.
-
-    For a zone of the wafer (say r > 130 mm) pass `valid & (wafer_grid().radius_mm > EDGE_ZONE_MM)`.
-    """
-    mean, sigma = mean_nm(maps, valid), sigma_nm(maps, valid)
-    figures = {
-        "mean": mean,
-        "three_sigma": 3.0 * sigma,
-        "m3s": np.abs(mean) + 3.0 * sigma,
-        "max": max_abs_nm(maps, valid),
-        "p997": p997_nm(maps, valid),
-    }
-    columns = {
-        f"{name}_{axis}_nm": values[:, i] for name, values in figures.items() for i, axis in enumerate("xy")
-    }
-    columns["marks"] = np.count_nonzero(valid, axis=(1, 2)).astype(np.float64)
-    return columns
 
 
 # Prediction against measurement --------------------------------------------------------------------------
@@ -183,16 +139,6 @@ def rmse_nm(predicted: Maps, measured: Maps, valid: Mask) -> float:
 def rmse_per_wafer_nm(predicted: Maps, measured: Maps, valid: Mask) -> PerWafer:
     """RMSE of each wafer over its valid marks and both axes, nm."""
     return np.asarray(np.sqrt(squared_error(predicted, measured, valid) / (2 * _count(valid)[:, 0])))
-
-
-def mae_nm(predicted: Maps, measured: Maps, valid: Mask) -> float:
-    """Mean absolute error over all valid marks of all wafers and both axes, nm."""
-
-    def one(p: np.ndarray, m: np.ndarray, v: np.ndarray) -> np.ndarray:
-        error = np.asarray(p, np.float64) - np.asarray(m, np.float64)
-        return np.asarray(np.abs(_masked(error, v)).sum(axis=(1, 2, 3)))
-
-    return _pooled(_by_chunk(one, predicted, measured, valid), valid)
 
 
 def ome(predicted: Maps, measured: Maps, valid: Mask, tau_nm: float) -> float:
@@ -267,42 +213,3 @@ def _log_law(samples: Float[np.ndarray, "n members ..."]) -> tuple[np.ndarray, n
     log = np.log(np.maximum(samples, _LEAST))
     spread = log.std(axis=1, ddof=1) if size > 1 else np.zeros_like(log[:, 0])
     return log.mean(axis=1), np.sqrt(1 + 1 / size) * spread, size - 1
-
-
-# Correctable and not -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Correctables:
-    """A map split into what a scanner could correct with a model and what would remain."""
-
-    fitted: Float[np.ndarray, "n 2 64 64"]
-    """Correctable part, nm, defined everywhere on the wafer."""
-    residual: Float[np.ndarray, "n 2 64 64"]
-    """Non-correctable part, nm; NaN under invalid marks."""
-    share: PerAxis
-    """Correctable share of the mean square over valid marks, 0 to 1 (for a fit without ridge)."""
-    nce_m3s_nm: PerAxis
-    """M3S of the non-correctable part."""
-
-
-def correctables(maps: Maps, valid: Mask, basis: Basis, ridge: float = 0.0) -> Correctables:
-    """Fit `basis` to each wafer's valid marks and split the map in two.
-
-    Args:
-        maps: nm.
-        valid: masks.
-        basis: the correction model, for example `linear_basis(10)`.
-        ridge: see `fit_terms`.
-
-    Raises:
-        InputError: a wafer has too few valid marks for the model.
-    """
-    fitted = term_maps(basis, fit_terms(basis, maps, valid, ridge=ridge))
-    inside = valid[:, None] != 0
-    residual = np.where(inside, np.asarray(maps, np.float64) - fitted, np.nan)
-    left = (np.where(inside, residual, 0.0) ** 2).sum(axis=(2, 3))
-    total = (_masked(maps, valid) ** 2).sum(axis=(2, 3))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = 1.0 - left / total
-    return Correctables(fitted, residual, share, m3s_nm(residual, valid))

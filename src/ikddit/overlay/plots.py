@@ -88,36 +88,6 @@ def flagged_marks(valid: Shaped[np.ndarray, "64 64"]) -> Bool[np.ndarray, "64 64
     return np.asarray(~good & (around >= 5))
 
 
-def wafer_figure(
-    values: Float[np.ndarray, "2 64 64"],
-    valid: Shaped[np.ndarray, "64 64"],
-    title: str = "measured",
-    limits: Limits | None = None,
-    ink: str = "black",
-) -> Figure:
-    """One map: dx, dy and vectors side by side, flagged marks in red.
-
-    Args:
-        values: nm.
-        valid: mask; invalid marks are not drawn.
-        title: above the map.
-        limits: colour limits.
-        ink: colour of text and lines.
-    """
-    limits = limits or Limits()
-    figure = Figure(figsize=(11.0, 3.9))
-    panel = Panel(title, values, shown=valid, flagged=flagged_marks(valid))
-    for i, what in enumerate(("dx", "dy", "vectors")):
-        ax = figure.add_axes((0.01 + 0.33 * i, 0.03, 0.29, 0.85))
-        if what == "vectors":
-            _vectors(ax, panel, ink)
-        else:
-            _heat(ax, panel, i, limits, ink)
-            _scale(figure, figure.add_axes((0.305 + 0.33 * i, 0.2, 0.008, 0.5)), "map", limits, ink)
-        ax.set_title(f"{title}, {what}", color=ink, fontsize=11)
-    return figure
-
-
 def panel_figure(
     panels: Sequence[Panel], limits: Limits | None = None, ink: str = "black", title: str = ""
 ) -> Figure:
@@ -236,17 +206,16 @@ def _wafer(ax: Axes, ink: str) -> None:
 
 
 def _scale(figure: Figure, ax: Axes, kind: Kind, limits: Limits, ink: str) -> None:
-    """Colour bar in `ax`, lying or standing as that is shaped."""
+    """Colour bar in `ax`, lying."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     low, high = limits.of(kind)
     colours = ScalarMappable(Normalize(low, high), SEQUENTIAL if kind == "sigma" else DIVERGING)
-    box = ax.get_position()
     bar = figure.colorbar(
         colours,
         cax=ax,
-        orientation="horizontal" if box.width > box.height else "vertical",
+        orientation="horizontal",
         extend="max" if kind == "sigma" else "both",
         ticks=[low, high] if kind == "sigma" else [low, 0.0, high],
     )
@@ -254,11 +223,7 @@ def _scale(figure: Figure, ax: Axes, kind: Kind, limits: Limits, ink: str) -> No
         bar.solids.set_rasterized(True)  # else 256 paths in an SVG
     bar.outline.set_edgecolor(ink)
     bar.ax.tick_params(colors=ink, labelsize=8)
-    label = "nm" if kind == "map" else f"{kind}, nm"
-    if bar.orientation == "vertical":
-        bar.ax.set_title(label, color=ink, fontsize=8)
-    else:
-        bar.set_label(label, color=ink, fontsize=8, labelpad=1)
+    bar.set_label("nm" if kind == "map" else f"{kind}, nm", color=ink, fontsize=8, labelpad=1)
 
 
 def figure_png(figure: Figure, dpi: int = 120, background: str = "none") -> bytes:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ikddit.errors import InputError
-from ikddit.overlay.grid import MAP_SIZE, wafer_grid
+from ikddit.overlay.grid import wafer_grid
 
 _CHUNK = 256
 _WORST_CONDITION = 1e10
@@ -252,32 +252,3 @@ def _refuse_undetermined(gram: np.ndarray, weight: np.ndarray, start: int) -> No
             f"{int(weight[i].sum())} valid marks do not determine {gram.shape[1]} terms per axis",
             "leave the wafer out, take a smaller model, or set ridge above 0",
         )
-
-
-def term_maps(basis: Basis, terms: Float[np.ndarray, "n 2 t"]) -> Float[np.ndarray, "n 2 64 64"]:
-    """Maps of the given terms, nm, on all 64x64 pixels (also where there is no wafer)."""
-    columns = basis.design.reshape(2, -1, MAP_SIZE * MAP_SIZE)
-    maps = np.stack([terms[:, axis] @ columns[axis] for axis in (0, 1)], axis=1)
-    return maps.reshape(-1, 2, MAP_SIZE, MAP_SIZE)
-
-
-def symmetric_terms(terms: Float[np.ndarray, "n 2 t"]) -> dict[str, Float[np.ndarray, " n"]]:
-    """Scanner-style combinations of the 6 or 10 linear terms, as columns.
-
-    Magnification (Mx+My)/2 and asymmetric magnification (Mx-My)/2 in ppm, rotation (Rx+Ry)/2 and
-    non-orthogonality Rx-Ry in urad, for the wafer and (10 parameters) with the prefix `field_`. The sign of
-    the non-orthogonality differs between vendors.
-
-    Args:
-        terms: from `fit_terms(linear_basis(6 or 10), ...)`.
-    """
-    x, y = terms[:, 0].T, terms[:, 1].T
-    if len(x) not in (3, 5):
-        raise ValueError(f"expected the 3 or 5 linear terms per axis, found {len(x)}")
-    out = {"translation_x_nm": x[0], "translation_y_nm": y[0]}
-    for prefix, i in (("", 1), ("field_", 3))[: len(x) // 2]:
-        out[f"{prefix}magnification_ppm"] = (x[i] + y[i]) / 2
-        out[f"{prefix}asymmetric_magnification_ppm"] = (x[i] - y[i]) / 2
-        out[f"{prefix}rotation_urad"] = (x[i + 1] + y[i + 1]) / 2
-        out[f"{prefix}non_orthogonality_urad"] = x[i + 1] - y[i + 1]
-    return out

@@ -15,7 +15,6 @@ from ikddit.simulator.constants import (
     CHAMBERS,
     CHAMBERS_PER_LOT,
     CHUCKS,
-    COUPLING,
     DOSE_MJ_CM2,
     FLYER_NM,
     LAYERS,
@@ -97,12 +96,6 @@ class Wafers:
     def __len__(self) -> int:
         """Count the wafers."""
         return len(self.barcode)
-
-    @property
-    def day(self) -> Float[np.ndarray, " n"]:
-        """Exposure time in days of the fab's life."""
-        days: np.ndarray = (self.lot + self.lot_minutes) / MINUTES_PER_DAY
-        return days
 
     def take(self, index: Int[np.ndarray, " k"]) -> "Wafers":
         """Pick wafers by position, in that order."""
@@ -240,7 +233,11 @@ def _draw_lot(fab: Fab, params: SimulateParams, lot: int) -> Wafers:
     step = forced_step_nm(params.shift, scanner, start)
     own[:, TRANSLATION] += step
     below = physics.placement(fab, **prev_ids) + previous
-    current = own - COUPLING * below + smooth + physics.clean_factor(rf_hours)[:, None] * fab.chamber[chamber]
+    current = (
+        physics.current_minus_previous(own, below)
+        + smooth
+        + physics.clean_factor(rf_hours)[:, None] * fab.chamber[chamber]
+    )
     current[:, PROCESS] += shape
     previous_map = below - OLDER_COUPLING * older + prev_smooth + fab.chamber[prev_chamber]
     previous_map[:, PROCESS] += SHAPE_IN_PREVIOUS * shape
