@@ -8,20 +8,10 @@ import io
 import json
 import re
 import statistics
-import subprocess
-from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[1]
-
-
-def committed(path: str) -> str:
-    done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=CHECKOUT, capture_output=True)
-    if done.returncode:
-        pytest.skip("not a git checkout: there is no committed run to compare with", allow_module_level=True)
-    return done.stdout.decode("utf-8")
-
+from committed import committed
 
 README = committed("README.md")
 METRICS = json.loads(committed("reports/evaluation/metrics.json"))

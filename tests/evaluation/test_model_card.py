@@ -2,17 +2,16 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from committed import committed, said_by_git
 from ikddit.errors import InputError
 from ikddit.evaluation.report.card import CARD, REPORTS, build_card
 from ikddit.params import Params
 
-CHECKOUT = Path(__file__).parents[2]
 METRICS = {
     "rmse_nm": 0.8,
     "ome_1p5": 0.08,
@@ -26,13 +25,6 @@ METRICS = {
 BASELINES = {"test": {"gbm": {"rmse_nm": 1.0, "r2": 0.77}, "oracle": {"rmse_nm": 0.75}}}
 
 
-def committed(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True)
-    if done.returncode:
-        pytest.skip("not a git checkout: there is no committed run to compare with")
-    return done.stdout.decode("utf-8")
-
-
 @pytest.fixture
 def reports(tmp_path: Path) -> Path:
     (tmp_path / "evaluation").mkdir()
@@ -42,15 +34,15 @@ def reports(tmp_path: Path) -> Path:
 
 
 def test_committed_card_is_that_of_the_committed_reports(tmp_path: Path) -> None:
-    tables = committed("ls-tree", "--name-only", "HEAD", "reports/ablations/").split()
-    tracked = committed("ls-tree", "-r", "--name-only", "HEAD", "reports/").split()
+    tables = said_by_git("ls-tree", "--name-only", "HEAD", "reports/ablations/").split()
+    tracked = said_by_git("ls-tree", "-r", "--name-only", "HEAD", "reports/").split()
     names = [f"reports/{name}" for name in REPORTS.values() if f"reports/{name}" in tracked]
     for name in [*names, *(name for name in tables if name.endswith(".csv"))]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(committed("show", f"HEAD:{name}"), encoding="utf-8")
-    params = Params.model_validate(YAML(typ="safe").load(committed("show", "HEAD:params.yaml")))
+        (tmp_path / name).write_text(committed(name), encoding="utf-8")
+    params = Params.model_validate(YAML(typ="safe").load(committed("params.yaml")))
     card = build_card(tmp_path / "reports", params)
-    assert committed("show", f"HEAD:{CARD}") == card, "run `make card` and commit docs/model-card.md"
+    assert committed(CARD) == card, "run `make card` and commit docs/model-card.md"
 
 
 def test_card_says_first_how_far_from_floor_and_baseline(reports: Path) -> None:

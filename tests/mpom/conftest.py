@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ingested import Ingested, RunIngest, read_back, settings
-
-from ikddit.mpom.ingest import ingest
+from ingested import Ingested, RunIngest, ingest_into, read_back
 
 
 @pytest.fixture
@@ -15,7 +13,7 @@ def run_ingest(tmp_path_factory: pytest.TempPathFactory) -> RunIngest:
 
     def run(raw: Path, **values: Any) -> Ingested:
         out = tmp_path_factory.mktemp("out")
-        ingest(raw, out / "records", out / "quarantine", out / "report.json", settings(**values))
+        ingest_into(out, raw, **values)
         result = read_back(out)
         assert result.report["found"] == result.report["records"] + result.report["quarantined"]
         assert result.report["records"] == len(result.records)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ikddit.mpom.ingest import ingest
 from ikddit.params import IngestParams
 
 
@@ -33,6 +34,11 @@ RunIngest = Callable[..., Ingested]
 
 def settings(**values: Any) -> IngestParams:
     return IngestParams.model_validate({"workers": 1, **values})
+
+
+def ingest_into(out: Path, raw: Path, **values: Any) -> dict[str, Any]:
+    """Ingest into `out`; returns the report."""
+    return ingest(raw, out / "records", out / "quarantine", out / "report.json", settings(**values))
 
 
 def read_back(out: Path) -> Ingested:

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from ingested import RunIngest, settings
+from ingested import RunIngest, ingest_into, settings
 from PIL import Image
 from rawmpom import (
     NAMES,
@@ -24,7 +24,6 @@ from rawmpom import (
 )
 
 from ikddit.errors import GateError, InputError
-from ikddit.mpom.ingest import ingest
 from ikddit.mpom.survey import check_description
 
 SOUND = png(make_map(1))
@@ -32,10 +31,6 @@ FLOATS = {name: make_map(seed).astype(np.float32) for name, seed in (("prev_map"
 MASKS = {name: USABLE.astype(np.uint8) for name in ("prev_valid", "valid")}
 MAPS = {**FLOATS, **MASKS}
 TABLE = "barcode,wafer_x_mm,wafer_y_mm,ovl_x_nm,ovl_y_nm\nW1,0,0,1,2\nW1,9,0,1,2\n"
-
-
-def run(raw, out, **values):
-    return ingest(raw, out / "records", out / "quarantine", out / "report.json", settings(**values))
 
 
 @pytest.mark.parametrize(
@@ -368,13 +363,13 @@ def test_csv_header_that_cannot_be_split_costs_its_table_only(tmp_path, run_inge
 
 def test_empty_folder_is_said_to_be_empty(tmp_path):
     with pytest.raises(InputError, match="nothing to ingest"):
-        run(write(tmp_path / "raw", {"README.md": b""}), tmp_path / "out")
+        ingest_into(tmp_path / "out", write(tmp_path / "raw", {"README.md": b""}))
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_path_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
-        run(tmp_path / "raw", tmp_path / "out")
+        ingest_into(tmp_path / "out", tmp_path / "raw")
 
 
 def test_nothing_usable_stops_with_the_reasons_and_keeps_the_quarantine(tmp_path):
@@ -382,7 +377,7 @@ def test_nothing_usable_stops_with_the_reasons_and_keeps_the_quarantine(tmp_path
     for path in raw.glob("*.png"):
         path.write_bytes(b"no")
     with pytest.raises(GateError, match=r"none of 2 items is usable \(content: 2\)"):
-        run(raw, tmp_path / "out")
+        ingest_into(tmp_path / "out", raw)
     assert len((tmp_path / "out" / "quarantine" / "quarantine.jsonl").read_text().splitlines()) == 2
     assert not (tmp_path / "out" / "records").exists()
 
@@ -443,20 +438,20 @@ def test_broken_description_stops_ingest(tmp_path, text):
     raw = data_set(tmp_path / "raw", 2)
     (raw / "dataset.json").write_text(text)
     with pytest.raises(InputError, match=r"dataset\.json"):
-        run(raw, tmp_path / "out")
+        ingest_into(tmp_path / "out", raw)
 
 
 def test_a_folder_of_data_sets_is_not_taken_for_one(tmp_path):
     data_set(tmp_path / "raw" / "march", 2)
     with pytest.raises(InputError, match=r"march/dataset\.json"):
-        run(tmp_path / "raw", tmp_path / "out")
+        ingest_into(tmp_path / "out", tmp_path / "raw")
 
 
 def test_output_never_replaces_what_is_not_ours(tmp_path):
     raw = data_set(tmp_path / "raw", 2)
     precious = write(tmp_path / "out" / "records", {"thesis.tex": b"x"}) / "thesis.tex"
     with pytest.raises(InputError, match=r"thesis\.tex"):
-        run(raw, tmp_path / "out")
+        ingest_into(tmp_path / "out", raw)
     assert precious.exists()
     with pytest.raises(InputError, match="inside the raw data"):
-        run(raw, raw / "out")
+        ingest_into(raw / "out", raw)

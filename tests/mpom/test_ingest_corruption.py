@@ -5,14 +5,12 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from ingested import settings
+from ingested import ingest_into
 from rawmpom import description, item, write, zip_of
 
 from ikddit.errors import GateError
-from ikddit.mpom.ingest import ingest
 
 WAFERS = 4
 FILES = [item(f"{seed:06d}", seed) for seed in range(WAFERS)]
@@ -41,7 +39,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(damages(), min_size=1, max_size=4), st.booleans(), st.integers(1, 3))
 def test_damage_stays_where_it_is(found_damages, as_zip, per_part):
     files = [dict(wafer) for wafer in FILES]
@@ -57,12 +55,11 @@ def test_damage_stays_where_it_is(found_damages, as_zip, per_part):
         write(raw, {"dataset.json": json.dumps(description()).encode()})
         write(raw, {"lots/L1.zip": zip_of(together)} if as_zip else together)
         before = tree(raw)
-        where = (out / "records", out / "quarantine", out / "report.json")
         try:
-            ingest(raw, *where, settings(wafers_per_part=per_part))
+            ingest_into(out, raw, wafers_per_part=per_part)
         except GateError:
             assert len(hurt) == WAFERS
-        report = json.loads(where[2].read_text())
+        report = json.loads((out / "report.json").read_text())
         lines = (out / "quarantine" / "quarantine.jsonl").read_text().splitlines()
         assert report["found"] == report["records"] + report["quarantined"]
         assert report["quarantined"] == len(lines)
@@ -78,7 +75,7 @@ def test_damage_stays_where_it_is(found_damages, as_zip, per_part):
         assert {p.name for p in Path(folder).iterdir()} == {"raw", "out"}
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_damaged_zip_costs_at_most_its_own_items(data):
     sound = zip_of(FILES[0] | FILES[1])
@@ -89,7 +86,7 @@ def test_a_damaged_zip_costs_at_most_its_own_items(data):
         raw, out = Path(folder) / "raw", Path(folder) / "out"
         write(raw, {"dataset.json": json.dumps(description()).encode(), **FILES[2], **FILES[3]})
         write(raw, {"lots/L1.zip": sound[:at] + noise + sound[at + length :]})
-        report = ingest(raw, out / "records", out / "quarantine", out / "report.json", settings())
+        report = ingest_into(out, raw)
         assert report["found"] == report["records"] + report["quarantined"]
         assert report["records"] >= 2
         sources = [
