@@ -108,6 +108,13 @@ def test_a_wafer_is_answered_with_mean_sigma_m3s_and_risk(mlflow_server: str, do
     assert unseen.json() == unknown.json()
 
 
+def test_the_example_that_lies_with_the_version_is_answered(mlflow_server: str, registered: Store) -> None:
+    example = next((registered.root / "mlruns").rglob("serving_input_example.json")).read_text()
+    predictions = post(mlflow_server, example).json()["predictions"]
+    assert len(predictions) == 2
+    assert predictions[0]["m3s_x_nm"] > 0
+
+
 @pytest.mark.parametrize(
     ("body", "word"),
     [
