@@ -1,6 +1,7 @@
 """Sentence vectors: what is said when the model or its package is missing, and how an embedding uses them."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,23 @@ def test_package_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModelError, match="pip install sentence-transformers"):
         sentence_vectors(["a"], str(tmp_path))
+
+
+def test_the_model_is_loaded_once(tmp_path, monkeypatch):
+    """Plumbing only: the package is not installed with the others."""
+    loaded: list[str] = []
+
+    class Model:
+        def __init__(self, path: str, **_: object) -> None:
+            loaded.append(path)
+
+        def encode(self, texts: list[str], **_: object) -> np.ndarray:
+            return np.ones((len(texts), 3))
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Model))
+    for texts in (["log"], ["a", "b"]):
+        assert sentence_vectors(texts, str(tmp_path)).shape == (len(texts), 3)
+    assert loaded == [str(tmp_path)]
 
 
 def test_the_embedding_names_the_setting_before_it_trains():

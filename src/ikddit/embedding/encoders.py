@@ -233,7 +233,9 @@ class UnifiedEmbedding(nn.Module):
         self.project = nn.ModuleDict(
             {name: nn.Linear(config.dim, config.dim) for name in ("map", "log", "id")}
         )
-        self.log_temperature = nn.Parameter(torch.tensor(2.6593))  # 1 / 0.07, as CLIP starts
+        self.log_temperature = nn.Parameter(
+            torch.tensor(2.6593)
+        )  # of the inverse, log(1 / 0.07), as CLIP starts
 
     def _unit(self, name: str, pooled: Tensor) -> Tensor:
         return F.normalize(self.project[name](pooled), dim=-1)

@@ -6,13 +6,23 @@ the embedding. Nothing is downloaded, and neither training nor serving needs the
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from ikddit.dataset.vocabulary import PLACEHOLDER
 from ikddit.errors import ModelError
+
+
+@lru_cache(maxsize=1)
+def _sentence_model(path: str) -> Any:
+    """Load the model: once for the size of its vectors and for the vectors themselves."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(path, device="cpu", local_files_only=True)
 
 
 def sentence_vectors(texts: Sequence[str], path: str | None) -> Float32[np.ndarray, "n D"]:
@@ -31,14 +41,14 @@ def sentence_vectors(texts: Sequence[str], path: str | None) -> Float32[np.ndarr
     if not Path(path).is_dir():
         raise ModelError(f"embed.minilm_path: {path}: no such folder; {way_out}")
     try:
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers  # noqa: F401
     except (ImportError, RuntimeError) as error:
         raise ModelError(
             f"embed.log_encoder is minilm but sentence-transformers cannot be imported ({error}); "
             "`pip install sentence-transformers`, or set embed.log_encoder to words"
         ) from error
     try:
-        model = SentenceTransformer(path, device="cpu", local_files_only=True)
+        model = _sentence_model(path)
         spoken = [re.sub(r"\s+", " ", text.replace(PLACEHOLDER, " number ")).strip() for text in texts]
         vectors = model.encode(spoken, normalize_embeddings=True, show_progress_bar=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
