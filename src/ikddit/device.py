@@ -45,7 +45,7 @@ def fast_bf16(device: torch.device | str) -> bool:
 
 
 def pick_precision(name: str, device: torch.device | str) -> Literal["fp32", "bf16"]:
-    """`auto` takes bf16 where the hardware has it, else fp32; the other names are taken as they are.
+    """`auto` takes bf16 where the hardware has it, else fp32; `bf16` is taken as it is, and all else is fp32.
 
     >>> pick_precision("fp32", "cpu")
     'fp32'

@@ -37,7 +37,9 @@ class ParamsError(IkdditError):
 
 
 class InputError(IkdditError):
-    """One raw item cannot be read; it goes to quarantine and the others go on.
+    """Something given cannot be used: a raw item, a request, an output folder, a file of another stage.
+
+    A raw item goes to quarantine and the others go on; anything else ends the run or answers the request.
 
     Args:
         file: the file (or `archive.zip!member`) that is at fault.

@@ -54,15 +54,16 @@ def prepare(source: Path | str, target: Path | str, params: PrepareParams, seed:
             f"prepare: none of the {len(has_target)} records has a target map: nothing to learn from; "
             "generation with a trained model works on such records (`ikddit generate`)"
         )
+    wafers = list(_keys(text))
     splits = split_by_lot(
-        [wafer for wafer, use in zip(_keys(text), has_target, strict=True) if use],
+        [wafer for wafer, use in zip(wafers, has_target, strict=True) if use],
         params.val_share,
         params.test_share,
         params.unseen_combinations,
         seed,
     )
     split_of = np.array(
-        [splits.of(w) if use else "" for w, use in zip(_keys(text), has_target, strict=True)], dtype=object
+        [splits.of(w) if use else "" for w, use in zip(wafers, has_target, strict=True)], dtype=object
     )
     order = pc.sort_indices(text, [("exposed_at", "ascending"), ("barcode", "ascending")]).to_numpy()
     rows = {name: order[split_of[order] == name] for name in SPLITS}

@@ -246,7 +246,7 @@ def _check_overlay(
 
 
 def _ids(rows: pa.Table, item: str) -> Ids:
-    """Ids of the wafer; rows of the current exposure count where both are there."""
+    """Ids of the wafer: one value each in all its rows, whichever exposure they are of."""
     ids: Ids = {}
     for name in ("lot_id", "wafer_id", "slot", *ID_FIELDS, "exposed_at"):
         if name not in rows.column_names:

@@ -13,7 +13,8 @@ from ikddit.simulator.wafers import Wafers
 
 WITHHELD = ("prev", "logs", "text", "ids")
 SUBSET_LOTS = 20
-"""Lots on which floors with an input withheld and OME are computed: 500 wafers, evenly spaced in time."""
+"""Lots, at least, on which floors with an input withheld and OME are computed, evenly spaced in time: 20 to 39 of
+them (500 wafers and more), or all where there are fewer."""
 TAU_NM = 1.5
 
 

@@ -43,7 +43,7 @@ class MapLaw:
     """Known part outside the basis (located hot spots), nm; none is 0."""
 
     def pooled(self) -> "MapLaw":
-        """The law of a map of which nothing is known: moments of the mixture of all n, repeated n times."""
+        """The law of a map of which nothing is known: one, with the moments of the mixture of all n."""
         n = len(self.mean)
         mean = self.mean.mean(0)
         centred = self.mean - mean
