@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkouts import git, wait_until
+from checkouts import ROOT, git, wait_until
 
 LOTS, SCANNER, SHIFT_NM = 60, "LITH04", 8.0
+BROKEN_LOTS = 12
 
 
 def champion(folder: Path) -> int:
@@ -59,9 +62,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         command = [sys.executable, "-m", "pipelines.retrain"]
         flow = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
         clones = folder / CLONES
-        wait_until(
-            lambda: (folder / CHILD).exists() and any(clones.glob("tmp*/reports/ingest.json")), 300, log
-        )
+        wait_until(lambda: (folder / CHILD).exists() and any(clones.glob("tmp*/data/raw")), 300, log)
         flow.kill()
         flow.wait()
     left["killed"] = {
@@ -71,7 +72,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     }
     for number, month in enumerate(MONTHS):
         if number:
-            deliver(folder, number, play)
+            deliver(folder, number, replace(play, lots=BROKEN_LOTS) if month.corrupt else play)
         left[month.name] = run_retraining(folder, month) | {"now": champion(folder)}
     return folder, left
 
@@ -133,6 +134,23 @@ def test_data_set_version_is_pinned_by_its_branch_and_the_old_one_still_there(
     assert git(folder, "status", "--porcelain") == left["status"]
 
 
+def test_the_documented_commands_bring_a_version_back(played: tuple[Path, dict[str, Any]]) -> None:
+    from pipelines.process import dvc_command
+
+    folder, left = played
+    branch = left["month-1"]["challenger"]["branch"]
+    text = (ROOT / "docs" / "retraining.md").read_text()
+    commands = re.findall(r"^    ((?:git worktree|dvc cache|PYTHONPATH=).*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    script = "\n".join(["set -e", *commands]).replace("retrain/2024-03", branch)
+    env = os.environ | dvc_command()[1]
+    done = subprocess.run(["sh", "-c", script], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall("Running stage '(.*)'", done.stdout) == ["register"]
+    again = json.loads((folder.parent / "then" / "reports" / "registration.json").read_text())
+    assert again["fingerprint"] == tags(folder, 2)["fingerprint"]
+
+
 def test_month_without_news_retrains_nothing(played: tuple[Path, dict[str, Any]]) -> None:
     record = played[1]["month-2"]
     assert record["decision"] == "not retrained", record["reasons"]
@@ -144,7 +162,7 @@ def test_corrupt_month_is_stopped_at_the_gate(played: tuple[Path, dict[str, Any]
     folder, left = played
     record = left["month-3"]
     assert record["decision"] == "stopped at the gate"
-    assert record["drops"][0]["quarantined"] == LOTS // 2 * 25
+    assert record["drops"][0]["quarantined"] == BROKEN_LOTS // 2 * 25
     assert "quarantined" in record["reasons"][0]
     assert (folder / ".ikddit" / "retrain" / "gate" / "month-3" / "report" / "index.html").is_file()
     assert record["now"] == 2
