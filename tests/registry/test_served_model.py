@@ -102,7 +102,7 @@ def test_a_wafer_is_answered_with_mean_sigma_m3s_and_risk(mlflow_server: str, do
         assert row[f"m3s_{axis}_low_nm"] <= row[f"m3s_{axis}_nm"] <= row[f"m3s_{axis}_high_nm"]
     assert 0 <= row["out_of_spec"] <= 1
     strict = wafer() | {"params": QUICK | {"limit_nm": 0.001}}
-    assert post(mlflow_server, strict).json()["predictions"][0]["out_of_spec"] == 1
+    assert post(mlflow_server, strict).json()["predictions"][0]["out_of_spec"] > 0.99
     unseen = post(mlflow_server, wafer(scanner_id="NEVER-SEEN"))
     unknown = post(mlflow_server, wafer(scanner_id=None))
     assert unseen.json() == unknown.json()
