@@ -37,7 +37,9 @@ def main() -> None:
     maps = BaselineMaps.open("data/baselines", list(baselines), measured.split.barcode)
     evidence = tables.Evidence.of(generated, measured, maps)
 
-    metrics = student_metrics(generated, measured, evidence.m3s_samples, evidence.scores, params.tau_nm)
+    metrics = student_metrics(
+        generated, measured, evidence.m3s_samples, evidence.scores, params.tau_nm, evidence.ensemble
+    )
     tables.write_kpis(evidence, params.tau_nm, REPORTS)
     metrics |= tables.write_out_of_spec(evidence, params.limit_nm, REPORTS)
     metrics |= tables.write_uncertainty(evidence, REPORTS)

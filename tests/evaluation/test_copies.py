@@ -7,6 +7,7 @@ from evaluation_fakes import patterns
 from ikddit.evaluation.copies import codes, copies, nearest_nm
 from ikddit.evaluation.kpi_tables import correction_models
 from ikddit.overlay.grid import wafer_grid
+from ikddit.overlay.terms import Fitter
 
 BASIS = correction_models()["k"]
 
@@ -28,13 +29,14 @@ def test_planted_copies_are_found_under_other_masks() -> None:
     train, test, new = fab(300, 0), fab(60, 1), fab(60, 2)
     whole = np.broadcast_to(wafer_grid().usable, (300, 64, 64))
     valid = np.random.default_rng(3).random((60, 64, 64)) < 0.97
-    known, measured = codes(train, whole, BASIS), codes(test, valid, BASIS)
-    honest = copies(codes(new, valid, BASIS), measured, known)
+    fitter = Fitter.of(BASIS, valid)
+    known, measured = codes(train, Fitter.of(BASIS, whole)), codes(test, fitter)
+    honest = copies(codes(new, fitter), measured, known)
     assert honest.ratio == pytest.approx(1.0, abs=0.15)
     assert honest.share <= 0.05
     new[:15] = train[:15] + 0.05 * np.random.default_rng(4).normal(size=(15, 2, 64, 64))
-    assert copies(codes(new, valid, BASIS), measured, known).share == pytest.approx(15 / 60, abs=0.05)
-    all_copied = copies(codes(train[:60], valid, BASIS), measured, known)
+    assert copies(codes(new, fitter), measured, known).share == pytest.approx(15 / 60, abs=0.05)
+    all_copied = copies(codes(train[:60], fitter), measured, known)
     assert all_copied.ratio < 0.2
     assert all_copied.share == 1.0
 

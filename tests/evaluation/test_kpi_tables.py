@@ -4,7 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ikddit.evaluation.kpi_tables import TAUS_NM, KpiTable, correction_models
+from ikddit.evaluation.kpi_tables import (
+    TAUS_NM,
+    KpiTable,
+    correction_models,
+    fitters_of,
+    samples_m3s_by_zones,
+)
 from ikddit.overlay import kpi
 from ikddit.overlay.grid import EDGE_ZONE_MM, wafer_grid
 from ikddit.overlay.terms import Basis, fit_terms, linear_basis
@@ -127,7 +133,7 @@ def test_ten_planted_parameters_are_found_and_corrected_completely() -> None:
     maps = term_maps(basis, terms)
     _, valid, _ = scene()
     table = KpiTable(maps, valid, WAFERS, 1.5)
-    np.testing.assert_allclose(table.fit("10").terms(maps), terms, atol=1e-6)
+    np.testing.assert_allclose(fitters_of(valid)["10"].terms(maps), terms, atol=1e-6)
     line = by_cell(table.measured_rows())["all", "all"]
     assert line["correctable_10"] == pytest.approx(1.0, abs=1e-9)
     assert line["correctable_k"] == pytest.approx(1.0, abs=1e-9)
@@ -139,7 +145,7 @@ def test_ten_planted_parameters_are_found_and_corrected_completely() -> None:
 def test_m3s_of_samples_is_compared_with_the_measured_one(table) -> None:
     measured, valid, _ = scene()
     samples = np.random.default_rng(2).normal(0.5, 2.0, (4, 3, 2, 64, 64)).astype(np.float32)
-    lines = by_cell(table.rows("sampler", samples.mean(1), samples))
+    lines = by_cell(table.rows("sampler", samples.mean(1), samples_m3s_by_zones(samples, scene()[1])))
     for cell, mask, axes in (
         (("all", "all"), valid, slice(None)),
         (("zone", "edge"), valid * EDGE, slice(None)),

@@ -84,7 +84,9 @@ def test_every_withheld_input_and_both_intervals_are_scored(fab, folder):
     measured = Measured.of(part, np.zeros((2, 64, 64), np.float32))
     m3s = kpi.samples_m3s_nm(generated.samples, part.valid)
     marks = ensemble_scores(generated.samples, measured.maps, measured.valid)
-    metrics = student_metrics(generated, measured, m3s, marks, PARAMS.tau_nm)
+    metrics = student_metrics(
+        generated, measured, m3s, marks, PARAMS.tau_nm, ensemble_mean(generated.samples)
+    )
     assert metrics["crps_nm"] == pytest.approx(
         crps_nm(generated.samples, measured.maps, measured.valid), rel=1e-4
     )

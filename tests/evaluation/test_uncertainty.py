@@ -115,7 +115,8 @@ def test_energy_score_is_that_of_every_pair() -> None:
     truth, members = rng.normal(size=(3, 2, 3)), rng.normal(size=(3, 4, 2, 3))
     from ikddit.overlay.terms import Fitter
 
-    back = Fitter.of(basis, valid).back  # terms = back @ orthonormal coefficients
+    fitter = Fitter.of(basis, valid)
+    back = fitter.back  # terms = back @ orthonormal coefficients
     measured = term_maps(basis, np.einsum("atk,nak->nat", back, truth))
     drawn = np.stack([term_maps(basis, np.einsum("atk,nak->nat", back, members[:, i])) for i in range(4)], 1)
     expected = []
@@ -123,7 +124,7 @@ def test_energy_score_is_that_of_every_pair() -> None:
         first = np.mean([np.linalg.norm(a - y) for a in x])
         second = sum(np.linalg.norm(a - b) for a in x for b in x) / (2 * 4 * 3)
         expected.append(first - second)
-    assert energy_score_nm(drawn, measured, valid, basis) == pytest.approx(np.mean(expected), rel=1e-9)
+    assert energy_score_nm(drawn, measured, fitter) == pytest.approx(np.mean(expected), rel=1e-9)
 
 
 @pytest.fixture(scope="module")

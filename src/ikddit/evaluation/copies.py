@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ikddit.overlay.terms import Basis, Fitter
+from ikddit.overlay.terms import Fitter
 
 COPY_QUANTILE = 0.01
 """A map nearer to a training map than this share of measured test maps are counts as a copy."""
@@ -23,11 +23,9 @@ class Copies:
     itself where nothing is copied."""
 
 
-def codes(
-    maps: Shaped[np.ndarray, "n 2 64 64"], valid: Shaped[np.ndarray, "n 64 64"], basis: Basis
-) -> Float[np.ndarray, "n d"]:
+def codes(maps: Shaped[np.ndarray, "n 2 64 64"], fitter: Fitter) -> Float[np.ndarray, "n d"]:
     """A wafer's smooth terms in one vector, nm: white noise and a single flyer do not hide a copy there."""
-    return Fitter.of(basis, valid).coefficients(maps).reshape(len(maps), -1)
+    return fitter.coefficients(maps).reshape(len(maps), -1)
 
 
 def nearest_nm(wanted: Float[np.ndarray, "n d"], train: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " n"]:

@@ -7,6 +7,7 @@ What only a simulated fab can know (the oracle) is absent for real data.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from ikddit.evaluation.baseline_maps import ORACLE, BaselineMaps
 from ikddit.evaluation.copies import codes, copies
 from ikddit.evaluation.csv_tables import columns_as_rows, write_csv
 from ikddit.evaluation.generated import Generated
-from ikddit.evaluation.kpi_tables import TAUS_NM, KpiTable, correction_models
+from ikddit.evaluation.kpi_tables import (
+    BOTH,
+    TAUS_NM,
+    KpiTable,
+    SamplesM3S,
+    fitters_of,
+    samples_m3s_by_zones,
+)
 from ikddit.evaluation.marks import ZONES, Zone
 from ikddit.evaluation.specification import Call, call_of_map, call_of_samples, rates, roc_rows
 from ikddit.evaluation.spectrum import BANDS_MM, band_power, radial_spectrum, wavelengths_mm
@@ -32,6 +40,7 @@ from ikddit.evaluation.uncertainty import (
     m3s_coverage,
 )
 from ikddit.overlay import kpi
+from ikddit.overlay.terms import Fitter
 
 SPECTRUM_SAMPLES = 4
 """Samples per wafer whose spectra are averaged."""
@@ -44,34 +53,55 @@ class Evidence:
     generated: Generated
     measured: Measured
     baselines: BaselineMaps
-    m3s_samples: Float[np.ndarray, "n m 2"]
+    m3s_by_zones: SamplesM3S
     """M3S of the student's samples over the measured marks, nm."""
     scores: EnsembleScores
     """Of the student's samples."""
 
     @classmethod
     def of(cls, generated: Generated, measured: Measured, baselines: BaselineMaps) -> "Evidence":
-        """Walk the student's samples once."""
+        """Walk the student's samples."""
         return cls(
             generated,
             measured,
             baselines,
-            kpi.samples_m3s_nm(generated.samples, measured.valid),
+            samples_m3s_by_zones(generated.samples, measured.valid),
             ensemble_scores(generated.samples, measured.maps, measured.valid),
         )
 
-    def models(self) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        """Name, forecast map, and samples where there are any, of every model."""
+    @property
+    def m3s_samples(self) -> Float[np.ndarray, "n m 2"]:
+        """M3S of the student's samples over the whole wafer, nm."""
+        return self.m3s_by_zones[BOTH]
+
+    @cached_property
+    def oracle_m3s_by_zones(self) -> SamplesM3S | None:
+        """The same of the oracle's samples, where there is an oracle."""
+        draws = self.baselines.oracle_samples
+        return None if draws is None else samples_m3s_by_zones(draws, self.measured.valid)
+
+    @cached_property
+    def ensemble(self) -> Float[np.ndarray, "n 2 64 64"]:
+        """Mean of the student's samples, nm."""
+        return ensemble_mean(self.generated.samples)
+
+    @cached_property
+    def fitters(self) -> dict[str, Fitter]:
+        """The correction models for the measured marks."""
+        return fitters_of(self.measured.valid)
+
+    def models(self) -> Iterator[tuple[str, np.ndarray, SamplesM3S | None]]:
+        """Name, forecast map, and M3S of its samples where there are any, of every model."""
         yield "student", self.generated.points["given"], None
-        yield "student_ensemble", ensemble_mean(self.generated.samples), self.generated.samples
+        yield "student_ensemble", self.ensemble, self.m3s_by_zones
         for name, maps in self.baselines.maps.items():
-            yield name, maps, self.baselines.oracle_samples if name == ORACLE else None
+            yield name, maps, self.oracle_m3s_by_zones if name == ORACLE else None
 
 
 def write_kpis(evidence: Evidence, tau_nm: float, folder: Path) -> None:
     """Write kpis.csv and ome_curve.csv."""
     measured = evidence.measured
-    table = KpiTable(measured.maps, measured.valid, measured.split.table, tau_nm)
+    table = KpiTable(measured.maps, measured.valid, measured.split.table, tau_nm, evidence.fitters)
     rows, curves = list(table.measured_rows()), {"tau_nm": list(TAUS_NM)}
     for name, maps, samples in evidence.models():
         rows += table.rows(name, maps, samples)
@@ -88,16 +118,14 @@ def _with_all_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_out_of_spec(evidence: Evidence, limit_nm: float, folder: Path) -> dict[str, Any]:
     """Write out_of_spec.csv and out_of_spec_rates.csv; a wafer is bad if either axis' M3S exceeds `limit_nm`."""
-    measured, baselines = evidence.measured, evidence.baselines
+    measured = evidence.measured
     bad = measured.m3s.max(axis=-1) > limit_nm
     calls: dict[str, Call] = {}
     for name, maps, samples in evidence.models():
         if samples is None:
             calls[name] = call_of_map(kpi.m3s_nm(maps, measured.valid), limit_nm)
-        elif name == ORACLE and baselines.oracle_samples is not None:
-            calls[name] = call_of_samples(kpi.samples_m3s_nm(samples, measured.valid), limit_nm)
         else:
-            calls[name] = call_of_samples(evidence.m3s_samples, limit_nm)
+            calls[name] = call_of_samples(samples[BOTH], limit_nm)
     lines = {name: rates(name, call, bad) for name, call in calls.items()}
     roc = [row for name, call in calls.items() for row in roc_rows(name, call, bad)]
     if not roc:
@@ -117,11 +145,8 @@ def write_out_of_spec(evidence: Evidence, limit_nm: float, folder: Path) -> dict
 
 def write_uncertainty(evidence: Evidence, folder: Path) -> dict[str, float]:
     """Write coverage.csv, rank_histogram.csv and sigma_by_zone.csv."""
-    measured, scores = evidence.measured, evidence.scores
-    basis = correction_models()["k"]
-    metrics = {
-        "energy_score_nm": energy_score_nm(evidence.generated.samples, measured.maps, measured.valid, basis)
-    }
+    measured, scores, fitter = evidence.measured, evidence.scores, evidence.fitters["k"]
+    metrics = {"energy_score_nm": energy_score_nm(evidence.generated.samples, measured.maps, fitter)}
     m3s = measured.m3s
     coverage: dict[str, list[float]] = {
         "nominal": list(LEVELS),
@@ -136,20 +161,20 @@ def write_uncertainty(evidence: Evidence, folder: Path) -> dict[str, float]:
         "spread_skill": [scores.spread_skill(zone) for zone in zones],
     }
     draws, sd = evidence.baselines.oracle_samples, evidence.baselines.oracle_sd
-    if draws is not None and sd is not None:
+    drawn = evidence.oracle_m3s_by_zones
+    if draws is not None and sd is not None and drawn is not None:
         oracle, exact = (
             ensemble_scores(draws, measured.maps, measured.valid),
             exact_sigma_nm(sd, measured.valid),
         )
         coverage["oracle_marks"] = [oracle.covered[level] for level in LEVELS]
-        drawn = kpi.samples_m3s_nm(draws, measured.valid)
-        coverage["oracle_m3s"] = [m3s_coverage(drawn, m3s, level) for level in LEVELS]
+        coverage["oracle_m3s"] = [m3s_coverage(drawn[BOTH], m3s, level) for level in LEVELS]
         sigma["oracle_sd_nm"] = [exact[zone] for zone in zones]
         sigma["sharpness_ratio"] = [scores.sigma_nm(zone) / exact[zone] for zone in zones]
         sigma["oracle_sharpness_ratio"] = [oracle.sigma_nm(zone) / exact[zone] for zone in zones]
         sigma["oracle_rmse_nm"] = [oracle.rmse_nm(zone) for zone in zones]
         sigma["oracle_spread_skill"] = [oracle.spread_skill(zone) for zone in zones]
-        metrics["oracle_energy_score_nm"] = energy_score_nm(draws, measured.maps, measured.valid, basis)
+        metrics["oracle_energy_score_nm"] = energy_score_nm(draws, measured.maps, fitter)
         metrics["sharpness_ratio"] = sigma["sharpness_ratio"][0]
     write_csv(folder / "coverage.csv", columns_as_rows(coverage))
     write_csv(folder / "sigma_by_zone.csv", columns_as_rows(sigma))
@@ -193,11 +218,9 @@ def _mean_spectrum(samples: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def copy_metrics(evidence: Evidence, train: PreparedSplit) -> dict[str, float]:
     """Nearest training maps of the first sample of each wafer, against those of its measurement."""
-    measured, basis = evidence.measured, correction_models()["k"]
-    known = codes(train.map, train.valid, basis)
+    fitter = evidence.fitters["k"]
+    known = codes(train.map, Fitter.of(fitter.basis, train.valid))
     found = copies(
-        codes(evidence.generated.samples[:, 0], measured.valid, basis),
-        codes(measured.maps, measured.valid, basis),
-        known,
+        codes(evidence.generated.samples[:, 0], fitter), codes(evidence.measured.maps, fitter), known
     )
     return {"nearest_train_ratio": found.ratio, "copy_share": found.share}

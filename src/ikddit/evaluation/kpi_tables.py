@@ -7,26 +7,37 @@ intra-field polynomials of third order together (38 parameters).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from ikddit.evaluation.marks import ZONES, Marks
-from ikddit.overlay.kpi import high_percentile, samples_m3s_nm
+from ikddit.overlay.kpi import high_percentile
 from ikddit.overlay.terms import Basis, Fitter, grid_basis, intrafield_basis, linear_basis
 
 TAUS_NM = tuple(0.25 * i for i in range(1, 21))
 """Of the OME curve: 0.25 to 5 nm."""
 AXES = ("x", "y")
+BOTH = (0, 1)
+"""Zones of the whole wafer."""
+ZONE_SETS: tuple[tuple[int, ...], ...] = (BOTH, (0,), (1,))
+SamplesM3S = Mapping[tuple[int, ...], Float[np.ndarray, "n m 2"]]
+"""M3S of sampled maps by zones, nm."""
+_FEW = 16
 
 
 def correction_models() -> dict[str, Basis]:
     """The correction models of the table by the name their columns carry."""
     third = grid_basis(3) + intrafield_basis(3, translation=False)
     return {"6": linear_basis(6), "10": linear_basis(10), "k": third}
+
+
+def fitters_of(valid: Shaped[np.ndarray, "n 64 64"]) -> dict[str, Fitter]:
+    """The correction models for wafers with these masks."""
+    return {name: Fitter.of(basis, valid) for name, basis in correction_models().items()}
 
 
 @dataclass(frozen=True)
@@ -76,42 +87,42 @@ class KpiTable:
         valid: their masks.
         wafers: columns `chuck_id`, `scanner_id` of the same wafers.
         tau_nm: of OME.
+        fitters: `fitters_of` these masks, if they are built already.
     """
 
-    def __init__(self, measured: np.ndarray, valid: np.ndarray, wafers: pa.Table, tau_nm: float) -> None:
-        self._marks, self._valid, self._tau_nm = Marks.of(valid), valid, tau_nm
+    def __init__(
+        self,
+        measured: np.ndarray,
+        valid: np.ndarray,
+        wafers: pa.Table,
+        tau_nm: float,
+        fitters: Mapping[str, Fitter] | None = None,
+    ) -> None:
+        self._marks, self._tau_nm = Marks.of(valid), tau_nm
         self._measured = self._marks.rows(measured)
         self._cells = cells(wafers)
         self._fits: dict[str, tuple[Fitter, np.ndarray]] = {}
-        for name, basis in correction_models().items():
-            fitter = Fitter.of(basis, valid)
+        for name, fitter in (fitters or fitters_of(valid)).items():
             patterns = fitter.patterns[..., self._marks.order].astype(np.float32)
             self._fits[name] = fitter, patterns
         self._reference = self._score(measured)
 
     def rows(
-        self, name: str, maps: np.ndarray, samples: np.ndarray | None = None
+        self, name: str, maps: np.ndarray, samples: SamplesM3S | None = None
     ) -> Iterator[dict[str, Any]]:
         """The lines of one model.
 
         Args:
             name: of the model.
             maps: its point forecast, nm.
-            samples: if it has them, M3S is forecast by their average and compared with the measured one; the M3S
-                of a mean map lacks the noise of a wafer, and its error would say so and nothing else.
+            samples: if it has them, their M3S by zones: M3S is forecast by their average and compared with the
+                measured one; the M3S of a mean map lacks the noise of a wafer, and its error would say so and nothing
+                else.
         """
         scored = self._score(maps)
-        m3s = (
-            {zones: self._m3s_samples(samples, zones) for zones in self._zones}
-            if samples is not None
-            else None
-        )
+        m3s = None if samples is None else {zones: values.mean(axis=1) for zones, values in samples.items()}
         for cell in self._cells:
             yield {"model": name, **self._line(cell, scored, m3s)}
-
-    def fit(self, name: str) -> Fitter:
-        """The correction model of that name for these wafers."""
-        return self._fits[name][0]
 
     def measured_rows(self) -> Iterator[dict[str, Any]]:
         """The lines of the measurement itself: what there is to forecast and to correct."""
@@ -124,10 +135,6 @@ class KpiTable:
         error = np.abs(self._marks.rows(maps) - self._measured)
         count = 2 * self._marks.counts.sum()
         return [float(np.count_nonzero(error > tau) / count) for tau in TAUS_NM]
-
-    @property
-    def _zones(self) -> list[tuple[int, ...]]:
-        return [(0, 1), (0,), (1,)]
 
     def _score(self, maps: np.ndarray) -> Scored:
         marks = self._marks
@@ -145,20 +152,14 @@ class KpiTable:
             total=marks.sums(values),
             squares=marks.sums(values**2),
             rest=rest,
-            p997={zones: self._p997(np.abs(values), zones) for zones in self._zones},
-            p997_error={zones: self._p997(error, zones) for zones in self._zones},
+            p997={zones: self._p997(np.abs(values), zones) for zones in ZONE_SETS},
+            p997_error={zones: self._p997(error, zones) for zones in ZONE_SETS},
         )
 
     def _p997(self, size: np.ndarray, zones: tuple[int, ...]) -> np.ndarray:
         part = slice(None) if len(zones) == 2 else self._marks.zone(ZONES[zones[0]])
         inside = self._marks.valid[:, None, part]
         return high_percentile(np.where(inside, size[..., part], np.float32(-1)), 99.7)
-
-    def _m3s_samples(self, samples: np.ndarray, zones: tuple[int, ...]) -> np.ndarray:
-        flat = np.zeros((len(self._valid), 64 * 64), bool)
-        part = slice(None) if len(zones) == 2 else self._marks.zone(ZONES[zones[0]])
-        flat[:, self._marks.pixels[part]] = self._marks.valid[:, part]
-        return np.asarray(samples_m3s_nm(samples, flat.reshape(-1, 64, 64)).mean(axis=1))
 
     def _line(
         self, cell: Cell, scored: Scored, m3s_samples: Mapping[tuple[int, ...], np.ndarray] | None
@@ -171,8 +172,8 @@ class KpiTable:
 
         count = np.repeat(self._marks.counts, 2, axis=1)
         marks = pool(count)
-        measured = self._m3s(count, self._reference.total, self._reference.squares, cell.zones)
-        own = self._m3s(count, scored.total, scored.squares, cell.zones)
+        measured = _m3s(count, self._reference.total, self._reference.squares, cell.zones)
+        own = _m3s(count, scored.total, scored.squares, cell.zones)
         forecast = own if m3s_samples is None else m3s_samples[cell.zones]
         line: dict[str, Any] = {
             "group": cell.group,
@@ -193,16 +194,33 @@ class KpiTable:
         for name, (_, left) in scored.rest.items():
             line[f"correctable_{name}"] = 1 - pool(left) / squares if squares else None
         for name, (total, left) in scored.rest.items():
-            line[f"nce_m3s_{name}_nm"] = mean(self._m3s(count, total, left, cell.zones))
+            line[f"nce_m3s_{name}_nm"] = mean(_m3s(count, total, left, cell.zones))
         return line
 
-    @staticmethod
-    def _m3s(count: np.ndarray, total: np.ndarray, squares: np.ndarray, zones: Sequence[int]) -> np.ndarray:
-        """M3S per wafer and axis over some zones, from sums; NaN without a mark."""
-        marks, first, second = (values[..., list(zones)].sum(axis=-1) for values in (count, total, squares))
-        marks = np.where(marks > 0, marks, np.nan)
-        mean = first / marks
-        return np.asarray(np.abs(mean) + 3 * np.sqrt(np.maximum(second / marks - mean**2, 0.0)))
+
+def samples_m3s_by_zones(
+    samples: Shaped[np.ndarray, "n m 2 64 64"], valid: Shaped[np.ndarray, "n 64 64"]
+) -> SamplesM3S:
+    """M3S of each sampled map and axis over its wafer's usable marks, nm, for every zone, in one walk."""
+    every = Marks.of(valid)
+    found: dict[tuple[int, ...], list[np.ndarray]] = {zones: [] for zones in ZONE_SETS}
+    for start in range(0, max(len(samples), 1), _FEW):
+        part = samples[start : start + _FEW]
+        # a sample is a wafer with the mask of its own one
+        marks = replace(every, valid=np.repeat(every.valid[start : start + _FEW], part.shape[1], axis=0))
+        values = marks.rows(part.reshape(-1, 2, 64, 64))
+        sums = marks.counts, marks.sums(values), marks.sums(values**2)
+        for zones, parts in found.items():
+            parts.append(_m3s(*sums, zones).reshape(*part.shape[:2], 2))
+    return {zones: np.concatenate(parts) for zones, parts in found.items()}
+
+
+def _m3s(count: np.ndarray, total: np.ndarray, squares: np.ndarray, zones: Sequence[int]) -> np.ndarray:
+    """M3S per wafer and axis over some zones, from sums; NaN without a mark."""
+    marks, first, second = (values[..., list(zones)].sum(axis=-1) for values in (count, total, squares))
+    marks = np.where(marks > 0, marks, np.nan)
+    mean = first / marks
+    return np.asarray(np.abs(mean) + 3 * np.sqrt(np.maximum(second / marks - mean**2, 0.0)))
 
 
 _OF_A_FORECAST = ("rmse_nm", "ome", "m3s_forecast_nm", "m3s_error_nm", "p997_error_nm")

@@ -52,6 +52,7 @@ def student_metrics(
     m3s_samples: Float[np.ndarray, "n m 2"],
     scores: EnsembleScores,
     tau_nm: float,
+    ensemble: Float[np.ndarray, "n 2 64 64"],
 ) -> dict[str, Any]:
     """The student's flat figures of metrics.json.
 
@@ -61,11 +62,11 @@ def student_metrics(
         m3s_samples: M3S of each sampled map, nm.
         scores: of the samples.
         tau_nm: of OME.
+        ensemble: mean of the samples, nm.
     """
-    maps, valid, samples = measured.maps, measured.valid, generated.samples
+    maps, valid = measured.maps, measured.valid
     point, m3s = generated.points["given"], m3s_samples.mean(1)
     metrics: dict[str, Any] = point_scores(point, maps, valid, measured.mean_map, tau_nm, m3s)
-    ensemble = ensemble_mean(samples)
     metrics["ensemble_rmse_nm"] = kpi.rmse_nm(ensemble, maps, valid)
     metrics["ensemble_r2"] = r2(ensemble, maps, valid, measured.mean_map)
     metrics["mean_only_rmse_nm"] = kpi.rmse_nm(generated.points["mean_only"], maps, valid)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 
 from ikddit.evaluation.marks import ZONES, Marks, Zone
 from ikddit.overlay import kpi
-from ikddit.overlay.terms import Basis, Fitter
+from ikddit.overlay.terms import Fitter
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Nominal coverages that are checked."""
@@ -152,21 +152,19 @@ def m3s_coverage(
 def energy_score_nm(
     samples: Shaped[np.ndarray, "n m 2 64 64"],
     measured: Shaped[np.ndarray, "n 2 64 64"],
-    valid: Shaped[np.ndarray, "n 64 64"],
-    basis: Basis,
+    fitter: Fitter,
 ) -> float:
     """Mean fair energy score of a wafer's smooth terms, nm: the CRPS of all of them together.
 
-    The terms are the least-squares coefficients of `basis` in its orthonormal form, both axes in one vector: each
+    The terms are the least-squares coefficients of a model in its orthonormal form, both axes in one vector: each
     is in nm and counts as much as it moves the wafer. Whole maps would mostly compare white noise with white noise;
     here a wrong correlation between terms costs, which CRPS cannot see (Gneiting and Raftery 2007, eq. 22).
     """
     import scoringrules
 
-    fitter = Fitter.of(basis, valid)
-    truth = fitter.coefficients(measured).reshape(len(valid), -1)
+    truth = fitter.coefficients(measured).reshape(len(measured), -1)
     members = np.stack(
-        [fitter.coefficients(samples[:, i]).reshape(len(valid), -1) for i in range(samples.shape[1])], axis=1
+        [fitter.coefficients(samples[:, i]).reshape(truth.shape) for i in range(samples.shape[1])], axis=1
     )
     scores = [
         scoringrules.es_ensemble(truth[i : i + 100], members[i : i + 100], estimator="fair", backend="numpy")
