@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ikddit.atomic import StorageError, atomic_dir, atomic_path, new_array, read_json, write_json, write_text
+from ikddit.atomic import atomic_dir, atomic_path, new_array, read_json, write_json, write_text
+from ikddit.storage import StorageError
 
 DIES = """
 import os, signal, sys

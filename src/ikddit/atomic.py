@@ -3,14 +3,12 @@
 What a killed writer left goes with the next writer of the same path.
 """
 
-import errno
 import fcntl
 import glob
 import itertools
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -19,43 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ikddit.errors import IkdditError
+from ikddit.storage import explained, refuse
 
 if TYPE_CHECKING:
     import numpy as np
 
-_REMEDIES = {
-    errno.ENOSPC: "free some space on that disk (`df -h` shows it)",
-    errno.EDQUOT: "free some of your quota",
-    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
-    errno.EROFS: "make that file system writable, or work in a checkout that is",
-    errno.EACCES: "give this user the right to write there",
-    errno.EPERM: "give this user the right to write there",
-}
-"""Refusals of the machine that say nothing about the program, and the way out of each."""
-_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
-_PROBE = bytes(64 * 1024)
-
-
-class StorageError(IkdditError):
-    """A file or folder cannot be written: full, read-only or closed to this user; nothing half-written is left.
-
-    Args:
-        path: what was to be written.
-        number: errno of the refusal, one of those with a remedy.
-
-    >>> str(StorageError(Path("data/records"), errno.EROFS)).partition("; ")[0]
-    'data/records: Read-only file system'
-    """
-
-    def __init__(self, path: Path, number: int) -> None:
-        said = storage_message(path, number)
-        super().__init__(f"{said}, then run the same command again; nothing half-written is left")
-        self.path = path
-        self.number = number
-
-    def __reduce__(self) -> tuple[type["StorageError"], tuple[Path, int]]:
-        return StorageError, (self.path, self.number)  # worker processes raise it too
+_ZEROS = bytes(64 * 1024)
 
 
 @contextmanager
@@ -68,7 +35,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         StorageError: the machine refuses the write.
     """
     target = Path(target)
-    with _explained(target), _claimed_file(target) as scratch:
+    with explained(target), _claimed_file(target) as scratch:
         replaced = False
         try:
             yield scratch
@@ -77,7 +44,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             os.replace(scratch, target)
             replaced = True
         except Exception as error:
-            _refuse(target, scratch, error)  # while the scratch still takes the place that is missing
+            refuse(target, scratch, error)  # while the scratch still takes the place that is missing
             raise
         finally:
             if not replaced:  # else its name may be another writer's by now
@@ -97,7 +64,7 @@ def atomic_dir(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     if target.is_symlink():  # to a larger disk
         target = target.resolve()
-    with _explained(target), _claimed_dir(target) as scratch:
+    with explained(target), _claimed_dir(target) as scratch:
         old = scratch.with_suffix(".old")
         try:
             yield scratch
@@ -113,7 +80,7 @@ def atomic_dir(target: Path | str) -> Iterator[Path]:
             else:
                 os.replace(scratch, target)
         except Exception as error:
-            _refuse(target, scratch, error)
+            refuse(target, scratch, error)
             raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -187,8 +154,8 @@ def new_array(path: Path | str, shape: tuple[int, ...]) -> "np.memmap":
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
         else:  # macOS
             handle.seek(-array.nbytes, os.SEEK_END)
-            for start in range(0, array.nbytes, len(_PROBE)):
-                handle.write(_PROBE[: array.nbytes - start])
+            for start in range(0, array.nbytes, len(_ZEROS)):
+                handle.write(_ZEROS[: array.nbytes - start])
     return array
 
 
@@ -298,69 +265,3 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
-
-
-# Refusals in plain words --------------------------------------------------------------------------------
-
-
-def storage_message(path: Path | str, number: int | None) -> str | None:
-    """Say in one line what the machine refused and what to do; None if it is no refusal of a write.
-
-    >>> storage_message("data/records", errno.EROFS)
-    'data/records: Read-only file system; make that file system writable, or work in a checkout that is'
-    """
-    if number is None or (remedy := _REMEDIES.get(number)) is None:
-        return None
-    return f"{path}: {os.strerror(number)}; {remedy}"
-
-
-@contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Turn a refusal while the scratch is made into a `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        _refuse(target, None, error)
-        raise
-
-
-def _refuse(target: Path, scratch: Path | None, error: Exception) -> None:
-    """Raise a `StorageError` of `target` if the machine refused to write it; else do nothing."""
-    number = None
-    if isinstance(error, StorageError):
-        if scratch is not None and error.path.is_relative_to(scratch):
-            number = error.number  # a file of this folder, whose scratch name means nothing to anybody
-    elif not isinstance(error, IkdditError) and not _of_another_file(target, scratch, error):
-        number = _refusal(error) or (_probe(scratch) if scratch is not None else None)
-    if number in _REMEDIES:
-        raise StorageError(target, number) from error
-
-
-def _refusal(error: Exception) -> int | None:
-    """Errno that an exception tells of, in its own field or as Rust libraries do (`... (os error 28)`)."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = _RUST_ERRNO.search(str(error))
-    return int(found[1]) if found else None
-
-
-def _of_another_file(target: Path, scratch: Path | None, error: Exception) -> bool:
-    """Whether an `OSError` names a file that is no part of writing `target`."""
-    if not isinstance(error, OSError) or not isinstance(error.filename, str | os.PathLike):
-        return False
-    named = Path(os.fspath(error.filename))
-    within = scratch is not None and named.is_relative_to(scratch)
-    return not (within or named.parent == target.parent or target.is_relative_to(named))
-
-
-def _probe(scratch: Path) -> int | None:
-    """Errno of a small write into the scratch, None if it succeeds: torch says only that its own write failed."""
-    probe = scratch / ".probe" if scratch.is_dir() else scratch
-    try:
-        with probe.open("ab") as handle:
-            handle.write(_PROBE)
-            handle.flush()
-            os.fsync(handle.fileno())
-    except OSError as error:
-        return error.errno
-    return None

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
-from ikddit.atomic import storage_message
 from ikddit.errors import IkdditError, without_passwords
+from ikddit.storage import storage_message
 
 T = TypeVar("T")
 log = logging.getLogger("ikddit")

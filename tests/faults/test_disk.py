@@ -117,7 +117,8 @@ def test_command_line_says_the_same(checkout: Path, env: Env) -> None:
     os.geteuid() == 0, reason="root may write into every folder that is not mounted read-only"
 )
 def test_folder_of_somebody_else(tmp_path: Path) -> None:
-    from ikddit.atomic import StorageError, write_text
+    from ikddit.atomic import write_text
+    from ikddit.storage import StorageError
 
     tmp_path.chmod(0o555)
     with pytest.raises(StorageError, match=r"page\.html: Permission denied; give this user the right"):

@@ -11,7 +11,7 @@ from checkouts import ROOT
 from ruamel.yaml import YAML
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-NAMES = "errors atomic console checkout params vision manifest model_folder device orphans cli"
+NAMES = "errors storage atomic console checkout params vision manifest model_folder device orphans cli"
 PLUMBING = {"ikddit", *(f"ikddit.{name}" for name in NAMES.split())}
 """No stage depends on these: they hold no science, and params.yaml is tracked key by key."""
 
