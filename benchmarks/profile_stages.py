@@ -44,15 +44,13 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `pipelines` is not part of the installed package
-from pipelines.process import CommandError, dvc_command, git, run_command  # noqa: E402
+from pipelines.process import CommandError, dvc_command, run_command  # noqa: E402
+from pipelines.scratch import copy_project  # noqa: E402
 
 from ikddit.console import configure_logging, log  # noqa: E402
 from ikddit.device import pick_precision  # noqa: E402
+from ikddit.errors import ParamsError  # noqa: E402
 
-NOT_COPIED = ("tests/", "docs/", "benchmarks/", "notebooks/", "reports/", "dvc.lock")
-"""No stage reads these; results of another run would only stand in the way."""
-COPIED = ("reports/ablations/",)
-"""Committed tables of runs, which stage report reads and no stage writes."""
 LOOK_S = 0.2
 RUNNING = re.compile(r"Running stage '([\w@.-]+)'")
 DONE = re.compile(r"\bdone in ([\d.]+) s\b")
@@ -151,50 +149,6 @@ def stages_of(dvc_yaml: Path) -> list[str]:
     return list(YAML(typ="safe").load(dvc_yaml)["stages"])
 
 
-def copy_checkout(source: Path, target: Path, params: Path | None) -> None:
-    """Copy what the pipeline needs into a git repository of its own, results left behind.
-
-    Args:
-        source: a git checkout; files that git does not know yet come along, ignored ones do not.
-        target: an empty or new folder.
-        params: YAML whose keys replace those of the copy's params.yaml; None: the params as they are.
-
-    Raises:
-        CommandError: not a git checkout.
-        SystemExit: a key of `params` that params.yaml does not have.
-    """
-    listed = git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in listed:
-        wanted = name.startswith(COPIED) or not name.startswith(NOT_COPIED)
-        if name and wanted and (source / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / name, target / name)
-    if params is not None:
-        yaml = YAML()
-        values = yaml.load(target / "params.yaml")
-        merge(values, YAML(typ="safe").load(params), str(params))
-        yaml.dump(values, target / "params.yaml")
-    git(target, "init", "--quiet")
-    git(target, "add", "--all")
-    identity = ("-c", "user.name=profile", "-c", "user.email=profile@localhost")
-    git(target, *identity, "commit", "--quiet", "--message", "as profiled")
-
-
-def merge(values: dict[str, Any], changes: Mapping[str, Any], source: str) -> None:
-    """Replace keys of `values`, section by section.
-
-    Raises:
-        SystemExit: a key that is not there; it is named.
-    """
-    for name, change in changes.items():
-        if name not in values:
-            raise SystemExit(f"{source}: {name}: no such key in params.yaml")
-        if isinstance(change, dict) and isinstance(values[name], dict):
-            merge(values[name], change, f"{source}: {name}")
-        else:
-            values[name] = change
-
-
 def quiet_environment() -> dict[str, str]:
     """What `make` exports from .env.defaults, and this copy's own store and code."""
     pairs = (
@@ -208,8 +162,9 @@ def profile_stages(work: Path, params: Path | None, only: Sequence[str]) -> list
 
     Raises:
         CommandError: a stage failed; the message holds its last lines.
+        ParamsError: a key of `params` that params.yaml does not have.
     """
-    copy_checkout(ROOT, work, params)
+    copy_project(work, params)
     env = quiet_environment() | {
         "PYTHONPATH": str(work / "src"),
         # not those of the person who measures: the last stage registers a model
@@ -480,7 +435,7 @@ def main() -> None:
             work.mkdir(parents=True, exist_ok=True)
             try:
                 stages = profile_stages(work, args.params, args.only)
-            except CommandError as error:
+            except (CommandError, ParamsError) as error:
                 raise SystemExit(str(error)) from None
     print(table(stages))
     print(f"CPUs {os.cpu_count()}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}")

@@ -15,12 +15,12 @@ KEPT = "reports/ablations/"
 """Committed tables of runs, which stage `report` shows and no stage writes."""
 
 
-def copy_project(folder: Path, profile: Path) -> Path:
+def copy_project(folder: Path, profile: Path | None) -> Path:
     """Copy this project as it is now (committed or not) and commit it there.
 
     Args:
         folder: empty or not there yet.
-        profile: YAML file of changes to params.yaml.
+        profile: YAML file of changes to params.yaml; None leaves it as it is.
 
     Returns:
         `folder`.
@@ -35,23 +35,25 @@ def copy_project(folder: Path, profile: Path) -> Path:
         if needed and (root / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, folder / name)
-    yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    _change(params, yaml.load(profile), profile.name)
-    yaml.dump(params, folder / "params.yaml")
+    if profile is not None:
+        yaml = YAML()
+        params = yaml.load(folder / "params.yaml")
+        _change(params, yaml.load(profile), profile.name)
+        yaml.dump(params, folder / "params.yaml")
     git(folder, "init", "--quiet")
     git(folder, "config", "user.name", "scratch")
     git(folder, "config", "user.email", "scratch@example.org")
     git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", f"Copy with the profile {profile.name}")
+    of = "params.yaml as it is" if profile is None else f"the profile {profile.name}"
+    git(folder, "commit", "--quiet", "--message", f"Copy with {of}")
     return folder
 
 
-def _change(values: Any, changes: Any, file: str) -> None:
+def _change(values: Any, changes: Any, where: str) -> None:
     for name, change in changes.items():
         if name not in values:
-            raise ParamsError(f"{file}: {name}: not in params.yaml; correct its spelling")
+            raise ParamsError(f"{where}: {name}: not in params.yaml; correct its spelling")
         if isinstance(change, dict):
-            _change(values[name], change, file)
+            _change(values[name], change, f"{where}: {name}")
         else:
             values[name] = change
