@@ -1,5 +1,7 @@
 """Distances between sets of vectors against closed forms, loops and pytorch-fid's own function."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
@@ -12,7 +14,7 @@ from ikddit.evaluation.fid.distances import (
     manifold_scores,
     weighted_gaussian,
 )
-from ikddit.evaluation.scores import frechet_from_moments, gaussian_of
+from ikddit.evaluation.scores import covariance_root, frechet_from_moments, gaussian_of
 from ikddit.vision import make_torchvision_importable
 
 
@@ -54,9 +56,12 @@ def test_weighted_moments_are_those_of_repeated_rows():
 def test_bootstrap_counts_wafers_not_samples():
     """Repeating every wafer's map m times leaves the spread; drawing single samples would shrink it."""
     features, reference = vectors(50, 3, 0), gaussian_of(vectors(5000, 3, 1))
-    once = bootstrap_sd(features, np.arange(50), reference, 200, seed=0)
-    many = bootstrap_sd(np.repeat(features, 10, axis=0), np.repeat(np.arange(50), 10), reference, 200, seed=0)
-    single = bootstrap_sd(np.repeat(features, 10, axis=0), np.arange(500), reference, 200, seed=0)
+    sd_of = partial(
+        bootstrap_sd, reference=reference, root=covariance_root(reference[1]), replicates=200, seed=0
+    )
+    once = sd_of(features, np.arange(50))
+    many = sd_of(np.repeat(features, 10, axis=0), np.repeat(np.arange(50), 10))
+    single = sd_of(np.repeat(features, 10, axis=0), np.arange(500))
     assert many == pytest.approx(once, rel=0.1)
     assert single < 0.6 * once
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from ikddit.evaluation.scores import covariance_root, frechet_from_root
+from ikddit.evaluation.scores import frechet_from_root
 
 Vectors = Float[np.ndarray, "n d"]
 Moments = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
@@ -19,7 +19,12 @@ IS_SPLITS = 10
 
 
 def bootstrap_sd(
-    features: Vectors, wafer: Int[np.ndarray, " n"], reference: Moments, replicates: int, seed: int
+    features: Vectors,
+    wafer: Int[np.ndarray, " n"],
+    reference: Moments,
+    root: Float[np.ndarray, "d d"],
+    replicates: int,
+    seed: int,
 ) -> float:
     """Standard deviation of the Frechet distance under resampling of wafers.
 
@@ -30,12 +35,12 @@ def bootstrap_sd(
         features: of the generated maps.
         wafer: number of each map's wafer, 0 to the number of wafers - 1.
         reference: moments of the measured maps.
+        root: of the reference's covariance.
         replicates: at least 2.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     wafers = int(wafer.max()) + 1
-    root = covariance_root(reference[1])
     values = []
     for _ in range(replicates):
         drawn = np.bincount(rng.integers(wafers, size=wafers), minlength=wafers)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.rendering import render
@@ -148,9 +149,17 @@ def _build(weights: Weights, blocks: list[int]) -> Any:
 
     try:
         with _handing_over(weights.state):
-            return InceptionV3(blocks).eval()
+            return _fused(InceptionV3(blocks).eval())
     except RuntimeError as error:
         raise ModelError(f"{weights.source}: not weights of the FID Inception network: {error}") from error
+
+
+def _fused(network: nn.Module) -> nn.Module:
+    """The same network with each normalisation folded into the convolution before it: a pass less over every image."""
+    for part in network.modules():
+        if isinstance(getattr(part, "bn", None), nn.BatchNorm2d):
+            part.conv, part.bn = fuse_conv_bn_eval(part.conv, part.bn), nn.Identity()
+    return network
 
 
 @contextmanager

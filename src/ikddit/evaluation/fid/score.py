@@ -15,12 +15,12 @@ from ikddit.evaluation.fid.reference import (
     Reference,
     figure_name,
     finite_only,
-    frechet_figures,
     pair_figures,
     score_figures,
 )
 from ikddit.evaluation.fid.spaces import EMBEDDING, features_of
 from ikddit.evaluation.fid.weights import NoWeights, Weights, find_weights
+from ikddit.evaluation.scores import covariance_root, frechet_from_root, gaussian_of
 from ikddit.params import FidParams
 
 log = logging.getLogger("ikddit")
@@ -89,17 +89,17 @@ def score(
     group: dict[str, Any] = {"n": len(generated), "wafers": len(generated.valid)}
     apart: dict[str, Any] = {}
     drawn: dict[str, int] = {}
-    values = frechet_figures(features, known)
     for space, moments in known.items():
         name, target = figure_name(space), group
         if name == "sfid":
             target = apart
-        target[name] = values[name]
+        root = covariance_root(moments[1])
+        value = target[name] = frechet_from_root(*moments, root, *gaussian_of(features[space]))
         count = replicates(params.bootstrap, features[space].shape[1])
         if count >= 2 and len(generated.valid) >= 2:
             log.info("bootstrap of %s: %d replicates", name, count)
-            sd = bootstrap_sd(features[space], generated.wafer, moments, count, seed)
-            target[f"{name}_low"], target[f"{name}_high"] = interval(values[name], sd)
+            sd = bootstrap_sd(features[space], generated.wafer, moments, root, count, seed)
+            target[f"{name}_low"], target[f"{name}_high"] = interval(value, sd)
             drawn[name] = count
     apart |= pair_figures(features, reference.subset, params, seed)
     if LOGITS in features:
