@@ -103,3 +103,19 @@ def small_fab(count: int, seed: int, noise_nm: float = 0.3, first_hour: float = 
         map=maps,
         valid=valid,
     )
+
+
+def ensemble(
+    wafers: int = 8, samples: int = 15, spread: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples, truth and mask, 70 % of the usable pixels.
+
+    Truth and samples are drawn from N(centre, 1) and N(centre, spread^2).
+    """
+    rng = np.random.default_rng(seed)
+    centre = rng.normal(0, 2, (wafers, 2, 64, 64))
+    measured = (centre + rng.normal(size=centre.shape)).astype(np.float32)
+    drawn = centre[:, None] + spread * rng.normal(size=(wafers, samples, 2, 64, 64))
+    valid = ((rng.random((wafers, 64, 64)) < 0.7) & GRID.usable).astype(np.uint8)
+    measured[np.broadcast_to(valid[:, None] == 0, measured.shape)] = np.nan
+    return drawn.astype(np.float32), measured, valid

@@ -1,28 +1,12 @@
 """Scores, against closed forms and other libraries."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
-import scoringrules
 
 from ikddit.evaluation import scores
 from ikddit.vision import make_torchvision_importable
 
 RNG = np.random.default_rng
-
-
-def ensemble(
-    wafers: int = 8, samples: int = 15, spread: float = 1.0, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Truth and samples from N(centre, 1) and N(centre, spread^2); 70 % of the pixels valid."""
-    rng = RNG(seed)
-    centre = rng.normal(0, 2, (wafers, 2, 64, 64))
-    measured = (centre + rng.normal(size=centre.shape)).astype(np.float32)
-    drawn = centre[:, None] + spread * rng.normal(size=(wafers, samples, 2, 64, 64))
-    valid = (rng.random((wafers, 64, 64)) < 0.7).astype(np.uint8)
-    measured[np.broadcast_to(valid[:, None] == 0, measured.shape)] = np.nan
-    return drawn.astype(np.float32), measured, valid
 
 
 def test_r2_is_zero_for_the_training_mean_and_one_for_the_truth() -> None:
@@ -54,37 +38,6 @@ def test_subset_is_the_same_each_time_and_does_not_alias_with_the_chucks() -> No
     np.testing.assert_array_equal(rows, scores.evaluation_subset(range(2000), 1000))
     assert (scores.evaluation_subset(range(2000), 1000, seed=1) != rows).any()
     assert 0.45 < (rows % 2).mean() < 0.55
-
-
-def test_crps_is_the_fair_estimator_on_the_valid_marks() -> None:
-    drawn, measured, valid = ensemble(wafers=2)
-    inside = np.broadcast_to(valid[:, None] != 0, measured.shape)
-    members = np.moveaxis(drawn, 1, -1)[inside].astype(np.float64)
-    expected = scoringrules.crps_ensemble(measured[inside].astype(np.float64), members, estimator="fair")
-    assert scores.crps_nm(drawn, measured, valid) == pytest.approx(expected.mean())
-
-
-def test_crps_of_a_calibrated_ensemble_does_not_depend_on_its_size() -> None:
-    # CRPS of N(0, 1) against a draw of itself is 1/sqrt(pi).
-    for samples in (2, 5, 15):
-        drawn, measured, valid = ensemble(wafers=12, samples=samples)
-        assert scores.crps_nm(drawn, measured, valid) == pytest.approx(1 / np.sqrt(np.pi), rel=0.02)
-
-
-def test_ensemble_scores_need_little_memory_beside_the_samples() -> None:
-    drawn, measured, valid = ensemble(wafers=64)
-    tracemalloc.start()
-    scores.crps_nm(drawn, measured, valid)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    # A fixed number of wafers at a time, so this does not grow with the 64 (or 1,000) given.
-    assert peak < 150e6
-
-
-def test_one_sample_is_no_ensemble() -> None:
-    drawn, measured, valid = ensemble(wafers=1, samples=1)
-    with pytest.raises(ValueError, match="two samples"):
-        scores.crps_nm(drawn, measured, valid)
 
 
 def test_out_of_spec_shares_are_those_counted_by_hand() -> None:

@@ -4,9 +4,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scoringrules
+from evaluation_fakes import ensemble
 from scipy.stats import norm
 
-from ikddit.evaluation import scores
 from ikddit.evaluation.kpi_tables import correction_models
 from ikddit.evaluation.marks import Marks
 from ikddit.evaluation.uncertainty import (
@@ -28,21 +29,13 @@ GRID = wafer_grid()
 EDGE = GRID.usable & (GRID.radius_mm > EDGE_ZONE_MM)
 
 
-def ensemble(wafers: int = 8, samples: int = 15, spread: float = 1.0, seed: int = 0):
-    """Truth and samples from N(centre, 1) and N(centre, spread^2); 70 % of the usable pixels valid."""
-    rng = np.random.default_rng(seed)
-    centre = rng.normal(0, 2, (wafers, 2, 64, 64))
-    measured = (centre + rng.normal(size=centre.shape)).astype(np.float32)
-    drawn = centre[:, None] + spread * rng.normal(size=(wafers, samples, 2, 64, 64))
-    valid = ((rng.random((wafers, 64, 64)) < 0.7) & GRID.usable).astype(np.uint8)
-    measured[np.broadcast_to(valid[:, None] == 0, measured.shape)] = np.nan
-    return drawn.astype(np.float32), measured, valid
-
-
 def test_crps_is_that_of_the_plain_score_and_of_the_closed_form() -> None:
     drawn, measured, valid = ensemble()
     found = ensemble_scores(drawn, measured, valid)
-    assert found.crps_nm == pytest.approx(scores.crps_nm(drawn, measured, valid), rel=1e-5)
+    inside = np.broadcast_to(valid[:, None] != 0, measured.shape)
+    members = np.moveaxis(drawn, 1, -1)[inside].astype(np.float64)
+    plain = scoringrules.crps_ensemble(measured[inside].astype(np.float64), members, estimator="fair")
+    assert found.crps_nm == pytest.approx(plain.mean(), rel=1e-5)
     # of N(0, 1) against N(0, s^2), s = 2: sqrt(2) sqrt(1 + s^2)/sqrt(pi) - s/sqrt(pi)
     wide = ensemble_scores(*ensemble(spread=2.0, seed=1))
     assert wide.crps_nm == pytest.approx((np.sqrt(2 * 5) - 2) / np.sqrt(np.pi), rel=0.01)
