@@ -53,6 +53,7 @@ def test_a_model_and_records_without_channels_fit_all(make_records) -> None:
 
 def test_what_holds_for_every_batch_is_said_once(make_records, caplog, monkeypatch) -> None:
     monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("ikddit"), "handlers", [])  # the command line's, if it ran before
     warn_once.cache_clear()
     table = make_records(4, log_names=["a"], log_features=[[1.0]] * 4)
     for start in range(0, 4, 2):
