@@ -6,9 +6,9 @@ from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.embedding.fit import load_embedding
 from ikddit.evaluation.fid.extractors import make_extractors
-from ikddit.evaluation.fid.maps import generated_maps
 from ikddit.evaluation.fid.reference import Reference
-from ikddit.evaluation.fid.score import score, weights_as_in
+from ikddit.evaluation.fid.score import generated_maps, score, weights_as_in
+from ikddit.evaluation.generated import Generated
 from ikddit.params import load_params
 
 
@@ -16,7 +16,8 @@ def main() -> None:
     """Score the generated maps; without Inception weights, in the other spaces only, and say so."""
     params = load_params()
     reference = Reference.load("data/fid/reference")
-    generated = generated_maps("data/generated", PreparedSplit.open("data/prepared/test.arrow"))
+    test = PreparedSplit.open("data/prepared/test.arrow")
+    generated = generated_maps(Generated.open("data/generated"), test)
     # features of one kind of arithmetic compare, whatever this machine would choose
     settings = params.fid.model_copy(update={"dtype": reference.facts.get("dtype", params.fid.dtype)})
     extractors = make_extractors(

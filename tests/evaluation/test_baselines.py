@@ -9,7 +9,7 @@ from evaluation_fakes import GRID, ids, make_split, patterns, small_fab
 
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.baseline_maps import BaselineMaps
-from ikddit.evaluation.baselines import NAMES, Baselines, fit_predict
+from ikddit.evaluation.baselines import NAMES, Baselines
 from ikddit.evaluation.ewma import ewma_forecasts
 from ikddit.evaluation.features import IdFeatures, LogFeatures, MapCodes
 from ikddit.evaluation.inputs import take
@@ -126,7 +126,10 @@ def test_without_val_the_ridge_chooses_by_leave_one_out(fab: dict) -> None:
 
 
 def test_same_seed_gives_the_same_forecasts(fab: dict) -> None:
-    first, second = (fit_predict("gbm", fab["train"], fab["val"], fab["test"], FEW, seed=3) for _ in range(2))
+    rows = np.arange(len(fab["test"]))
+    first, second = (
+        Baselines(fab["train"], fab["val"], FEW, seed=3).predict("gbm", fab["test"], rows) for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from evaluation_fakes import GRID, make_split
 from fid_fakes import made_maps
 
-from ikddit.errors import ModelError
-from ikddit.evaluation.fid.maps import generated_maps, measured_maps
+from ikddit.errors import InputError
+from ikddit.evaluation.fid.maps import measured_maps
 from ikddit.evaluation.fid.rendering import render, render_scale_nm
+from ikddit.evaluation.fid.score import generated_maps
+from ikddit.evaluation.generated import Generated
 from ikddit.mpom.encoding import nm_from_rgb
 
 USABLE = GRID.usable.astype(np.uint8)
@@ -47,19 +48,16 @@ def test_scale_is_the_settings_else_the_data_sets_else_six_sigma():
     assert render_scale_nm(None, None, 2.0) == 12.0
 
 
-def write_generated(folder, samples, barcodes):
-    folder.mkdir(exist_ok=True)
-    np.save(folder / "samples.npy", samples)
-    pq.write_table(pa.table({"barcode": barcodes}), folder / "wafers.parquet")
+def made(samples: np.ndarray, barcodes: list[str]) -> Generated:
+    return Generated(samples, {}, pa.table({"barcode": barcodes}), None, {}, {})
 
 
-def test_generated_maps_take_the_mask_of_their_own_wafer(tmp_path):
+def test_generated_maps_take_the_mask_of_their_own_wafer():
     masks = np.stack([USABLE] * 3)
     masks[1, 30:34, 30:34] = 0
     split = make_split(3, barcodes=["A", "B", "C"], valid=masks)
     samples = made_maps(4, 1).reshape(2, 2, 2, 64, 64)
-    write_generated(tmp_path / "g", samples, ["C", "B"])
-    found = generated_maps(tmp_path / "g", split)
+    found = generated_maps(made(samples, ["C", "B"]), split)
     assert found.wafer.tolist() == [0, 0, 1, 1]
     seen = [(rows, maps, valid) for rows, maps, valid in found.blocks(3)]
     assert [rows for rows, _, _ in seen] == [slice(0, 3), slice(3, 4)]
@@ -69,23 +67,9 @@ def test_generated_maps_take_the_mask_of_their_own_wafer(tmp_path):
     assert (maps == samples.reshape(4, 2, 64, 64) * valid[:, None]).all()
 
 
-@pytest.mark.parametrize(
-    ("samples", "barcodes", "named"),
-    [
-        (np.zeros((2, 2, 2, 64, 64)), ["A"], "2 wafers of samples, 1 barcodes"),
-        (np.zeros((2, 2, 64, 64)), ["A", "B"], r"shape \(2, 2, 64, 64\)"),
-        (np.zeros((1, 2, 2, 64, 64)), ["Z"], "wafer Z is not in the prepared data"),
-    ],
-)
-def test_generated_maps_that_do_not_fit_are_refused(tmp_path, samples, barcodes, named):
-    write_generated(tmp_path / "g", samples, barcodes)
-    with pytest.raises(ModelError, match=named):
-        generated_maps(tmp_path / "g", make_split(2, barcodes=["A", "B"]))
-
-
-def test_missing_generated_maps_name_the_way_out(tmp_path):
-    with pytest.raises(ModelError, match="dvc repro generate"):
-        generated_maps(tmp_path, make_split(1))
+def test_generated_maps_of_other_wafers_are_refused():
+    with pytest.raises(InputError, match="'Z' is not in this split"):
+        generated_maps(made(np.zeros((1, 2, 2, 64, 64)), ["Z"]), make_split(2, barcodes=["A", "B"]))
 
 
 def test_wafers_without_a_measurement_are_no_part_of_the_measured_maps():

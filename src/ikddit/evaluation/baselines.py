@@ -171,10 +171,6 @@ class Baselines:
         """Penalty chosen for a ridge that has been fitted."""
         return self._ridges[name].alpha if name in self._ridges else None
 
-    def boosted(self) -> int | None:
-        """Map coefficients whose trees helped on val, once `gbm` has been fitted."""
-        return None if self._trees is None else sum(tree is not None for tree in self._trees)
-
     def _block(self, kind: str, split: PreparedSplit) -> np.ndarray:
         """A block of features, kept for train and val, which several fits read."""
         if split is not self.train and split is not self.val:
@@ -295,16 +291,3 @@ class Baselines:
                 if float((after**2).sum()) >= float((before[:, i] ** 2).sum()):
                     self._trees[i] = None
         return self._trees
-
-
-def fit_predict(
-    name: str,
-    train: PreparedSplit,
-    val: PreparedSplit,
-    test: PreparedSplit,
-    settings: BaselineParams,
-    seed: int = 0,
-) -> Forecasts:
-    """Fit one baseline and forecast a whole split, nm; `Baselines` shares the work between several."""
-    baselines = Baselines(train, val, settings, seed)
-    return baselines.predict(name, test, np.arange(len(test)), history=(train, val, test))

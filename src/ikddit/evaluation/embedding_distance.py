@@ -5,8 +5,7 @@ import torch
 from jaxtyping import Shaped
 
 from ikddit.dataset.arrow import PreparedSplit
-from ikddit.evaluation.fid.distances import Moments
-from ikddit.evaluation.scores import frechet_from_moments, gaussian_of
+from ikddit.evaluation.scores import Moments, frechet_from_moments, gaussian_of
 from ikddit.generator import Generator
 
 _CHUNK = 128

@@ -70,10 +70,15 @@ class Generated:
             )
         except (OSError, ValueError, pa.ArrowInvalid) as error:
             raise InputError(str(folder), "files", str(error), "run `dvc repro generate`") from None
-        if len(generated.samples) != generated.wafers.num_rows or "given" not in generated.points:
-            raise InputError(
-                str(folder), "files", "maps and wafers do not belong together", "run `dvc repro generate`"
-            )
+        shape, wafers = generated.samples.shape, generated.wafers.num_rows
+        if (
+            len(shape) != 5
+            or shape[0] != wafers
+            or shape[2:] != (2, 64, 64)
+            or "given" not in generated.points
+        ):
+            reason = f"maps and wafers do not belong together: samples {shape} of {wafers} wafers"
+            raise InputError(str(folder), "files", reason, "run `dvc repro generate`")
         return generated
 
 

@@ -1,23 +1,16 @@
-"""Scores of a forecast against the measurement: point, ensemble, classification, distribution.
+"""Scores of a forecast against the measurement: point, classification, distribution; `uncertainty` has ensembles'.
 
-Maps are nm, (n, 2, 64, 64); ensembles (n, m, 2, 64, 64) with m samples per wafer; masks (n, 64, 64),
-non-zero where valid. Every score pools all valid axis-marks of all wafers. Ensembles are walked a few
-wafers at a time: 1,000 wafers x 15 samples in float32 need no more than their own half gigabyte plus some
-tens of megabytes.
+Maps are nm, (n, 2, 64, 64); masks (n, 64, 64), non-zero where valid. Every score pools all valid axis-marks of all
+wafers.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Sized
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
 from ikddit.overlay import kpi
 from ikddit.overlay.kpi import Maps, Mask
-
-Ensemble = Shaped[np.ndarray, "n m 2 64 64"]
-"""nm, any float type."""
-
-_CHUNK = 16
 
 
 def ome_name(tau_nm: float) -> str:
@@ -104,39 +97,6 @@ def excess_nm(rmse_nm: float, floor_rmse_nm: float) -> float:
     return float(np.sqrt(max(rmse_nm**2 - floor_rmse_nm**2, 0.0)))
 
 
-# Ensembles -----------------------------------------------------------------------------------------------
-
-
-def _marks(
-    samples: np.ndarray, measured: np.ndarray, valid: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Walk the valid axis-marks in float64: (k, m) samples and (k,) measured values at a time."""
-    if not len(samples) == len(measured) == len(valid):
-        raise ValueError(f"wafer counts differ: {[len(samples), len(measured), len(valid)]}")
-    if samples.shape[1] < 2:
-        raise ValueError(f"an ensemble needs two samples or more per wafer, found {samples.shape[1]}")
-    for start in range(0, len(samples), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        inside = np.broadcast_to(valid[part, None] != 0, measured[part].shape)
-        members = np.moveaxis(samples[part], 1, -1)
-        yield members[inside].astype(np.float64), measured[part][inside].astype(np.float64)
-
-
-def crps_nm(samples: Ensemble, measured: Maps, valid: Mask) -> float:
-    """Continuous ranked probability score, nm: mean absolute error for a distribution; lower is better.
-
-    The fair estimator (probability-weighted moments; Zamo and Naveau 2018): unbiased for a finite number of
-    samples, so that ensembles of different sizes compare.
-    """
-    import scoringrules
-
-    total, count = 0.0, 0
-    for members, truth in _marks(samples, measured, valid):
-        total += float(scoringrules.crps_ensemble(truth, members, estimator="pwm", backend="numpy").sum())
-        count += len(truth)
-    return total / count if count else float("nan")
-
-
 # Out of specification ------------------------------------------------------------------------------------
 
 
@@ -170,9 +130,11 @@ def out_of_spec_scores(
 # Distributions -------------------------------------------------------------------------------------------
 
 
-def gaussian_of(
-    features: Float[np.ndarray, "n d"],
-) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+Moments = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
+"""Mean and covariance."""
+
+
+def gaussian_of(features: Float[np.ndarray, "n d"]) -> Moments:
     """Mean and covariance (divisor n - 1) of feature vectors, float64."""
     if len(features) < 2:
         raise ValueError(f"a covariance needs two feature vectors or more, found {len(features)}")

@@ -13,7 +13,8 @@ from ikddit.dataset.arrow import PreparedSplit
 from ikddit.evaluation.baseline_maps import ORACLE, ORACLE_DRAWS, ORACLE_SD, MapWriter
 from ikddit.evaluation.baselines import NAMES, Baselines
 from ikddit.evaluation.marks import on_wafer
-from ikddit.evaluation.scores import crps_nm, evaluation_subset, ome_name, point_scores
+from ikddit.evaluation.scores import evaluation_subset, ome_name, point_scores
+from ikddit.evaluation.uncertainty import ensemble_scores
 from ikddit.overlay import kpi
 from ikddit.params import BaselineParams
 
@@ -119,7 +120,8 @@ def _oracle(
         writer.put(ORACLE, predicted[part], start)
         writer.put(ORACLE_SD, np.sqrt(posterior.variance_map()), start)
         writer.put(ORACLE_DRAWS, draws, start)
-        crps += crps_nm(draws, measured[part], valid[part]) * int(marks[part].sum())
+        scored = ensemble_scores(draws, measured[part], valid[part])
+        crps += scored.crps_nm * int(marks[part].sum())
         squares += float(posterior.floor_mse @ marks[part])
         beyond += float(posterior.ome(tau_nm) @ marks[part])
     figures = point_scores(predicted, measured, valid, mean_map, tau_nm)

@@ -24,7 +24,9 @@ class EnsembleScores:
 
     members: int
     crps_nm: float
-    """Fair CRPS, as `scores.crps_nm`."""
+    """Continuous ranked probability score, nm: mean absolute error for a distribution; lower is better. The fair
+    estimator (probability-weighted moments; Zamo and Naveau 2018): unbiased for a finite number of samples, so that
+    ensembles of different sizes compare."""
     covered: dict[float, float]
     """Observed share inside the central prediction interval of each level; see `ensemble_scores`."""
     ranks: Int[np.ndarray, " ranks"]

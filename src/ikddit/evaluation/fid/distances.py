@@ -9,11 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from ikddit.evaluation.scores import frechet_from_root
+from ikddit.evaluation.scores import Moments, frechet_from_root
 
 Vectors = Float[np.ndarray, "n d"]
-Moments = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]
-"""Mean and covariance."""
 NORMAL_95 = 1.959963984540054
 IS_SPLITS = 10
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ikddit.device import pick_device, pick_precision
+from ikddit.device import pick_device
 from ikddit.embedding.encoders import UnifiedEmbedding
-from ikddit.evaluation.fid.inception import InceptionFeatures, wanted_spaces
+from ikddit.evaluation.fid.inception import make_inception, wanted_spaces
 from ikddit.evaluation.fid.spaces import EmbeddingFeatures, Extractor, OverlayFeatures
 from ikddit.evaluation.fid.weights import NoWeights, Weights
 from ikddit.params import FidParams
@@ -54,10 +54,8 @@ def make_extractors(
     Raises:
         ModelError: the weights do not fit the network, or a GPU is missing (DeviceError).
     """
-    device = pick_device(params.device, "fid.device")
-    own = own_extractors(embedding, sigma_nm, device)
+    own = own_extractors(embedding, sigma_nm, pick_device(params.device, "fid.device"))
     if isinstance(weights, NoWeights):
         return Extractors(own, dict.fromkeys(wanted_spaces(params.dims), "no weights"), weights.facts)
-    bf16 = pick_precision(params.dtype, device) == "bf16"
-    inception = InceptionFeatures(weights, params.dims, scale_nm, params.batch, device, bf16)
+    inception = make_inception(params, weights, scale_nm)
     return Extractors([*own, inception], inception.missing, weights.facts)

@@ -10,9 +10,11 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ikddit.device import pick_device, pick_precision
 from ikddit.errors import ModelError
 from ikddit.evaluation.fid.rendering import render
 from ikddit.evaluation.fid.weights import Weights
+from ikddit.params import FidParams
 from ikddit.vision import make_torchvision_importable
 
 SPATIAL, LOGITS = "inception_spatial", "inception_logits"
@@ -140,6 +142,17 @@ class InceptionFeatures:
             # Without the bias, as in the Inception score of ADM's evaluator.
             features[LOGITS] = features[space_of(2048)] @ self._classes.T
         return {space: features[space].cpu().numpy() for space in self.spaces}
+
+
+def make_inception(params: FidParams, weights: Weights, scale_nm: float) -> InceptionFeatures:
+    """The network as section `fid` wants it.
+
+    Raises:
+        ModelError: the weights do not fit the network, or a GPU is missing (DeviceError).
+    """
+    device = pick_device(params.device, "fid.device")
+    bf16 = pick_precision(params.dtype, device) == "bf16"
+    return InceptionFeatures(weights, params.dims, scale_nm, params.batch, device, bf16)
 
 
 def _build(weights: Weights, blocks: list[int]) -> Any:

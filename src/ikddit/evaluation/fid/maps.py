@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int, Shaped, UInt8
 
 from ikddit.dataset.arrow import PreparedSplit
-from ikddit.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -49,36 +46,3 @@ def measured_maps(split: PreparedSplit, name: str) -> MapSet:
         return MapSet(name, split.map, split.valid, found, barcodes)
     left = [barcodes[row] for row in found]
     return MapSet(name, split.map[found], split.valid[found], np.arange(len(found)), left)
-
-
-def generated_maps(folder: Path | str, *splits: PreparedSplit) -> MapSet:
-    """What stage `generate` wrote, wafer by wafer, each map with the mask of its wafer.
-
-    Args:
-        folder: holds `samples.npy`, float16 (wafers, m, 2, 64, 64) in nm, and `wafers.parquet`, whose
-            `barcode` names the wafers in the same order.
-        splits: prepared splits in which the wafers are found.
-
-    Raises:
-        ModelError: a file is missing or damaged, they do not fit one another, or a wafer is in no split.
-    """
-    folder, remedy = Path(folder), "run `dvc repro generate`"
-    try:
-        samples = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
-        wafers = pq.read_table(folder / "wafers.parquet", columns=["barcode"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: no readable generated maps ({error}); {remedy}") from error
-    barcodes = [str(code) for code in wafers["barcode"].to_pylist()]
-    if samples.ndim != 5 or samples.shape[2:] != (2, 64, 64) or 0 in samples.shape:
-        raise ModelError(f"{folder}/samples.npy: shape {samples.shape}, expected (n, m, 2, 64, 64); {remedy}")
-    if len(samples) != len(barcodes):
-        raise ModelError(f"{folder}: {len(samples)} wafers of samples, {len(barcodes)} barcodes; {remedy}")
-    masks = {code: mask for split in splits for code, mask in zip(split.barcode, split.valid, strict=True)}
-    if unknown := [code for code in barcodes if code not in masks]:
-        raise ModelError(f"{folder}: wafer {unknown[0]} is not in the prepared data; {remedy}")
-    return MapSet(
-        "generated",
-        samples.reshape(-1, 2, 64, 64),
-        np.stack([masks[code] for code in barcodes]),
-        np.repeat(np.arange(len(samples)), samples.shape[1]),
-    )

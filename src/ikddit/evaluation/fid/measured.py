@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
 from ikddit.atomic import atomic_dir, read_json, write_json
-from ikddit.device import pick_device, pick_precision
 from ikddit.errors import ModelError
-from ikddit.evaluation.fid.inception import InceptionFeatures, wanted_spaces
+from ikddit.evaluation.fid.inception import InceptionFeatures, make_inception, wanted_spaces
 from ikddit.evaluation.fid.rendering import render_scale_nm
 from ikddit.evaluation.fid.weights import NoWeights, Weights
 from ikddit.mpom.parts import lists_to_numpy, part_files, read_batches
@@ -102,12 +101,8 @@ def write_measured(
             log.warning("no Inception figures: %s", weights.reason)
             facts |= {"missing": dict.fromkeys(wanted_spaces(params.dims), "no weights"), "spaces": []}
         else:
-            device = pick_device(params.device, "fid.device")
-            dtype = pick_precision(params.dtype, device)
-            facts["dtype"] = dtype
-            inception = InceptionFeatures(
-                weights, params.dims, scale_nm, params.batch, device, dtype == "bf16"
-            )
+            inception = make_inception(params, weights, scale_nm)
+            facts["dtype"] = "bf16" if inception.bf16 else "fp32"
             barcodes = _write_features(parts, inception, scratch)
             facts |= {"missing": inception.missing, "spaces": inception.spaces, "n": len(barcodes)}
         np.save(scratch / _BARCODES, np.array(barcodes, np.str_))

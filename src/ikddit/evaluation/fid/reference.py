@@ -10,12 +10,12 @@ from jaxtyping import Float32
 
 from ikddit.atomic import atomic_dir, read_json, write_json
 from ikddit.errors import ModelError
-from ikddit.evaluation.fid.distances import Moments, inception_score, kid, manifold_scores
+from ikddit.evaluation.fid.distances import inception_score, kid, manifold_scores
 from ikddit.evaluation.fid.inception import LOGITS, SPATIAL, space_of
 from ikddit.evaluation.fid.maps import MapSet
 from ikddit.evaluation.fid.measured import MeasuredFeatures
 from ikddit.evaluation.fid.spaces import EMBEDDING, Extractor, features_of
-from ikddit.evaluation.scores import frechet_from_moments, gaussian_of
+from ikddit.evaluation.scores import Moments, frechet_from_moments, gaussian_of
 from ikddit.params import FidParams
 
 Features = dict[str, Float32[np.ndarray, "n d"]]

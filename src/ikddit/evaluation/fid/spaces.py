@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 from ikddit.console import progress
 from ikddit.embedding.encoders import UnifiedEmbedding
 from ikddit.evaluation.fid.maps import MapSet
-from ikddit.overlay.terms import Basis, fit_terms, intrafield_basis, linear_basis, orthonormal
+from ikddit.overlay.terms import Basis, Fitter, intrafield_basis, linear_basis
 
 EMBEDDING, OVERLAY_10, OVERLAY_K = "embedding", "overlay10_nm2", "overlay_k_nm2"
 """The overlay spaces bear the unit of the Frechet distance in them."""
@@ -70,19 +70,16 @@ class OverlayFeatures:
             OVERLAY_10: linear_basis(10),
             OVERLAY_K: linear_basis(6) + intrafield_basis(3, translation=False),
         }
-        self._to_patterns = {name: np.linalg.inv(orthonormal(b)[1]) for name, b in self._bases.items()}
         self.spaces = list(self._bases)
 
     def __call__(
         self, maps_nm: Float32[np.ndarray, "b 2 64 64"], valid: UInt8[np.ndarray, "b 64 64"]
     ) -> dict[str, Float32[np.ndarray, "b d"]]:
         """Features of maps that are 0 where invalid."""
-        out: dict[str, np.ndarray] = {}
-        for name, basis in self._bases.items():
-            terms = fit_terms(basis, maps_nm, valid)
-            patterns = np.einsum("atu,nau->nat", self._to_patterns[name], terms)
-            out[name] = patterns.reshape(len(terms), -1).astype(np.float32)
-        return out
+        return {
+            name: Fitter.of(basis, valid).coefficients(maps_nm).reshape(len(maps_nm), -1).astype(np.float32)
+            for name, basis in self._bases.items()
+        }
 
 
 def features_of(maps: MapSet, extractors: Sequence[Extractor]) -> dict[str, Float32[np.ndarray, "n d"]]:
