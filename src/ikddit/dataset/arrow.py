@@ -166,6 +166,12 @@ class PreparedSplit:
         """Barcodes, one per wafer."""
         return [str(text) for text in self.table.column("barcode").to_pylist()]
 
+    @cached_property
+    def lots(self) -> list[str]:
+        """Lot of each wafer; a wafer without one is a lot of its own, named by its barcode."""
+        lots = self.table.column("lot_id").to_pylist()
+        return [str(lot or barcode) for lot, barcode in zip(lots, self.barcode, strict=True)]
+
 
 class SplitWriter:
     """Writes a prepared file of known length, rows in any order, without holding its maps.

@@ -41,10 +41,6 @@ class Conditions:
     def __getitem__(self, index: slice | Tensor) -> "Conditions":
         return Conditions(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def repeat_interleave(self, n: int) -> "Conditions":
-        """Each wafer n times in a row, for n samples per wafer."""
-        return Conditions(*(getattr(self, f.name).repeat_interleave(n, dim=0) for f in fields(self)))
-
 
 def gather_conditions(split: "PreparedSplit", index: np.ndarray | slice, sigma_nm: float) -> Conditions:
     """Read the wafers at `index` from a memory-mapped split.

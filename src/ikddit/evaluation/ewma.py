@@ -42,12 +42,10 @@ def _lots_on_chucks(split: PreparedSplit, rows: Rows | None = None) -> list[_Lot
     """Those with a time: the wafers of a lot that lack one count with the others."""
     rows = np.arange(len(split)) if rows is None else rows
     times = split.table.column("exposed_at").to_numpy().astype("datetime64[us]")
-    lots, barcodes = split.table.column("lot_id").to_pylist(), split.barcode
     keys = scanner_chuck(split)
     members: dict[tuple[str, int, int], list[int]] = {}
     for row in rows.tolist():
-        lot = str(lots[row] or barcodes[row])  # a wafer without lot is a lot of its own
-        members.setdefault((lot, int(keys[row, 0]), int(keys[row, 1])), []).append(row)
+        members.setdefault((split.lots[row], int(keys[row, 0]), int(keys[row, 1])), []).append(row)
     found = []
     for (_, scanner, chuck), group in members.items():
         known = times[group][~np.isnat(times[group])]

@@ -116,9 +116,7 @@ def corrected(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
 def lot_codes(split: PreparedSplit) -> Int[np.ndarray, " n"]:
     """Number of the lot of each wafer; a wafer without lot is one of its own."""
-    lots = split.table.column("lot_id").to_pylist()
-    names = [lot or barcode for lot, barcode in zip(lots, split.barcode, strict=True)]
-    return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+    return np.unique(np.array(split.lots), return_inverse=True)[1].astype(np.int64)
 
 
 def group_means(values: Float[np.ndarray, "n k"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "g k"]:

@@ -13,7 +13,7 @@ from ikddit.params import ModelName
 
 @dataclass(frozen=True)
 class Size:
-    """Width and depths of one student; maps are 64x64, so the square grid has (64/patch)^2 tokens."""
+    """Width and depths of one student; maps are 64x64, so the square grid has (64/patch)^2 patches."""
 
     width: int
     heads: int
@@ -29,11 +29,6 @@ class Size:
     def side(self) -> int:
         """Patches along one side of a 64x64 map."""
         return 64 // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """Patches of a 64x64 map; the student drops those outside the wafer (`Encoder.tokens`)."""
-        return self.side**2
 
 
 WIDTHS: dict[str, Size] = {

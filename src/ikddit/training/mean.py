@@ -73,12 +73,6 @@ def _chunks(n: int) -> Iterator[slice]:
         yield slice(start, min(n, start + CHUNK))
 
 
-def lot_ids(split: "PreparedSplit") -> np.ndarray:
-    """Lot of each wafer; a wafer without one is a lot of its own."""
-    lots = split.table.column("lot_id").to_pylist()
-    return np.array([lot or code for lot, code in zip(lots, split.barcode, strict=True)])
-
-
 def _components(rows: Tensor, count: int, seed: int) -> Float[Tensor, "K P"]:
     """Leading principal components (orthonormal rows) of centred rows, by randomised SVD."""
     torch.manual_seed(seed)
@@ -142,7 +136,7 @@ def fit_mean(
     x = (raw - mean.feature_mean) / mean.feature_std
     del raw
     report: dict[str, float] = {}
-    lots = lot_ids(train)
+    lots = np.array(train.lots)
     val_conditions = gather_conditions(val, slice(None), sigma_nm)
     val_maps, val_valid = gather_maps(val, slice(None), sigma_nm)
     if not len(val):
