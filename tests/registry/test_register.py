@@ -74,13 +74,18 @@ def test_second_call_changes_nothing(workspace: Path, store: Store) -> None:
 
 
 def test_challenger_moves_to_the_newest_version_and_champion_stays(workspace: Path, store: Store) -> None:
-    register(PARAMS, workspace, store)
+    first = register(PARAMS, workspace, store)
     assert aliases(store) == {"challenger": 1, "champion": 1}
+    before = (workspace / "models/student/model.safetensors").read_bytes()
     write_model(workspace, 2.5)
-    register(PARAMS, workspace, store)
+    assert register(PARAMS, workspace, store)["alias"] == "challenger"
     assert aliases(store) == {"challenger": 2, "champion": 1}
     forecast = mlflow.pyfunc.load_model("models:/ikddit@challenger")
     assert forecast.predict(forecast.input_example)["m3s_nm"].tolist() == [2.5, 2.5]
+    # the first result again: the file names its version, and no alias that stands elsewhere
+    (workspace / "models/student/model.safetensors").write_bytes(before)
+    assert register(PARAMS, workspace, store) == first | {"alias": None}
+    assert aliases(store) == {"challenger": 2, "champion": 1}
 
 
 def test_cached_experiment_with_a_new_name_adds_one_run_to_the_same_version(

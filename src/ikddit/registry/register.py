@@ -49,9 +49,9 @@ def register(params: Params, folder: Path = Path(), store: Store | None = None) 
         store: where to register; by default the store of the main checkout.
 
     Returns:
-        What `reports/registration.json` holds: model_name, version, run_id, fingerprint, alias, tracking_uri
-        (without this machine's paths) and model_uri; of a run without a version these are null: version,
-        alias and model_uri.
+        What `reports/registration.json` holds: model_name, version, run_id, fingerprint, alias (null where it
+        has gone on to a newer version), tracking_uri (without this machine's paths) and model_uri; of a run
+        without a version these are null: version, alias and model_uri.
 
     Raises:
         RegistryError: the result is incomplete, or the store or MLflow failed.
@@ -72,12 +72,13 @@ def register(params: Params, folder: Path = Path(), store: Store | None = None) 
         else:
             _finish(client, version, settings.alias)
             run_id = _run_of(client, experiment_id, result, version, settings.sweep)
+        alias = _alias_of(client, version, settings.alias) if version else None
     return {
         "model_name": settings.model_name,
         "version": int(version.version) if version else None,
         "run_id": run_id,
         "fingerprint": result.fingerprint,
-        "alias": settings.alias if version else None,
+        "alias": alias,
         "tracking_uri": store.public_uri,
         "model_uri": f"models:/{settings.model_name}/{version.version}" if version else None,
     }
@@ -187,6 +188,12 @@ def _run_of(
     else:
         log.info("run %s logged, without a version (register.version: false)", run_id)
     return run_id
+
+
+def _alias_of(client: "MlflowClient", version: "ModelVersion", alias: str) -> str | None:
+    """The alias if it stands at this version: of a result that comes again it may stand at a newer one."""
+    aliases = client.get_registered_model(version.name).aliases
+    return alias if str(aliases.get(alias)) == str(version.version) else None
 
 
 def _set_aliases(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
