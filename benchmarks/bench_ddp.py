@@ -39,8 +39,9 @@ def child(args: argparse.Namespace) -> None:
     from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
     from ikddit.networks.mean import MeanConfig
     from ikddit.params import parse_params
+    from ikddit.training.batch import TrainingData
     from ikddit.training.distributed import join_workers
-    from ikddit.training.loop import Trainer, TrainingData
+    from ikddit.training.loop import Trainer
 
     torch.set_num_threads(args.threads)
     ids = (8,) * 10

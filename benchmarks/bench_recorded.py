@@ -20,7 +20,8 @@ from ratios import Ratio, print_result
 from ikddit.console import configure_logging
 from ikddit.evaluation.timing import interleaved, quantiles
 from ikddit.params import Params
-from ikddit.training.loop import Trainer, TrainingData
+from ikddit.training.batch import TrainingData
+from ikddit.training.loop import Trainer
 from ikddit.training.recorded import PLAIN_STEPS
 
 WAYS = {"plain": (False, False), "recorded": (True, False), "compiled": (False, True), "both": (True, True)}

@@ -17,7 +17,8 @@ from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
 from ikddit.networks.mean import MeanConfig
 from ikddit.overlay.grid import wafer_grid
 from ikddit.params import Params, parse_params
-from ikddit.training.loop import Trainer, TrainingData
+from ikddit.training.batch import TrainingData
+from ikddit.training.loop import Trainer
 
 CONTEXT = 66
 """Condition tokens: 16 of the previous map, 8 of the log channels, 32 log lines, 10 ids."""
@@ -146,8 +147,7 @@ def sampling_runs(
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(batch, 2, 64, 64, generator=generator).to(device)
     order = draw_order(batch, model.student.encoder.groups, generator).to(device)
-    tokens = condition or made_condition(batch)
-    tokens = ConditionTokens(tokens.tokens.to(device), tokens.pad.to(device), tokens.pooled.to(device))
+    tokens = (condition or made_condition(batch)).to(device)
 
     def run(plan: SamplingPlan) -> Callable[[], object]:
         @torch.inference_mode()

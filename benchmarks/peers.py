@@ -32,8 +32,8 @@ from ikddit.networks.masking import complement, gather_tokens, scatter_tokens
 from ikddit.networks.outline import Outline, outline_positions
 from ikddit.networks.sizes import SIZES, Size
 from ikddit.params import Params
+from ikddit.training.batch import TrainingData, draw_batch
 from ikddit.training.ema import update_average
-from ikddit.training.loop import TrainingData, draw_batch
 from ikddit.training.objective import TrainingBatch
 
 FREQUENCIES = 256

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ikddit.embedding.encoders import ConditionTokens
-from ikddit.training.loop import TrainingData
+from ikddit.training.batch import TrainingData
 
 ROOT = Path(__file__).parents[1]
 DOC = ROOT / "docs" / "scaling.md"

@@ -12,7 +12,7 @@ from ikddit.diffusion.edm import Preconditioning
 from ikddit.networks.masking import complement
 from ikddit.networks.sizes import SIZES
 from ikddit.networks.student import Student
-from ikddit.training.loop import draw_batch
+from ikddit.training.batch import draw_batch
 
 DIM = 128
 BATCH = 4

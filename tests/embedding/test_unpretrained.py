@@ -10,8 +10,9 @@ from ikddit.embedding.conditions import gather_maps
 from ikddit.embedding.fit import embedding_config, fit_embedding
 from ikddit.networks.mean import MeanConfig
 from ikddit.params import Params, parse_params
+from ikddit.training.batch import LearningConditions, TrainingData, draw_batch
 from ikddit.training.checkpoint import CheckpointFile
-from ikddit.training.loop import LearningConditions, Trainer, TrainingData, draw_batch
+from ikddit.training.loop import Trainer
 
 SIGMA_NM = 2.0
 

@@ -22,9 +22,10 @@ from ikddit.diffusion.model import ModelConfig, OverlayModel
 from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig
 from ikddit.networks.mean import MeanConfig
 from ikddit.params import parse_params
+from ikddit.training.batch import TrainingData
 from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.distributed import ALONE, Workers, join_workers
-from ikddit.training.loop import Trainer, TrainingData
+from ikddit.training.loop import Trainer
 
 SIZES = (2, 3, 3, 3, 3, 2, 3, 3, 3, 3)
 

@@ -8,7 +8,6 @@ from made_training import made_config, made_data
 
 from ikddit.diffusion.model import OverlayModel
 from ikddit.diffusion.plan import SamplingPlan
-from ikddit.embedding.encoders import ConditionTokens
 from ikddit.errors import ParamsError
 from ikddit.params import parse_params
 from ikddit.training.loop import CURVE_COLUMNS, Trainer
@@ -36,7 +35,7 @@ def test_it_trains_and_comes_back_from_its_folder(off, tmp_path):
     again = OverlayModel.load(tmp_path)
     assert again.config == trainer.model.config
     data = made_data(4).condition
-    tokens = ConditionTokens(data.tokens.float(), data.pad, data.pooled.float())
+    tokens = data.float()
     noise = torch.randn(4, 2, 64, 64, generator=torch.Generator().manual_seed(0))
     order = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(i)) for i in range(4)])
     plan = SamplingPlan(steps=6, inference="masked", mask_ratio=0.5)

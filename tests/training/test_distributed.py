@@ -14,9 +14,10 @@ from made_training import made_data, made_trainer
 from ikddit.errors import TrainingError
 from ikddit.networks.blocks import Block
 from ikddit.params import TrainParams
+from ikddit.training.batch import draw_batch
 from ikddit.training.distributed import Workers
 from ikddit.training.ema import update_average
-from ikddit.training.loop import CURVE_COLUMNS, draw_batch
+from ikddit.training.loop import CURVE_COLUMNS
 
 SCRIPT = Path(__file__).with_name("made_training.py")
 SHARED = (

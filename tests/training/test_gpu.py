@@ -13,8 +13,9 @@ from ikddit.diffusion.model import OverlayModel
 from ikddit.diffusion.plan import SamplingPlan, draw_order
 from ikddit.embedding.encoders import ConditionTokens
 from ikddit.params import parse_params
+from ikddit.training.batch import TrainingData, draw_batch
 from ikddit.training.checkpoint import CheckpointFile
-from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
+from ikddit.training.loop import CURVE_COLUMNS, Trainer
 from ikddit.training.objective import TrainingBatch, compute_terms
 from ikddit.training.recorded import PLAIN_STEPS, tensors_of, with_tensors
 

@@ -3,7 +3,7 @@
 import torch
 from test_training import made_data, made_trainer
 
-from ikddit.training.loop import draw_batch
+from ikddit.training.batch import draw_batch
 from ikddit.training.objective import compute_terms
 
 

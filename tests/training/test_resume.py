@@ -15,8 +15,8 @@ from made_training import made_data, made_trainer
 
 from ikddit.errors import TrainingError
 from ikddit.params import Params
+from ikddit.training.batch import TrainingData, draw_batch
 from ikddit.training.checkpoint import CheckpointFile, fingerprint
-from ikddit.training.loop import TrainingData, draw_batch
 
 SCRIPT = Path(__file__).with_name("made_training.py")
 

@@ -11,14 +11,14 @@ from ikddit.atomic import read_json, write_json
 from ikddit.diffusion.edm import Preconditioning
 from ikddit.diffusion.model import OverlayModel
 from ikddit.diffusion.plan import SamplingPlan
-from ikddit.embedding.encoders import ConditionTokens
 from ikddit.errors import ModelError, TrainingError
 from ikddit.networks.codec import CodecConfig
 from ikddit.networks.mean import ConditionalMean, SpotLine, interaction_columns, spot_grid
 from ikddit.params import parse_params
+from ikddit.training.batch import TrainingData, draw_batch
 from ikddit.training.ema import power_decay, update_average
 from ikddit.training.fit import fit
-from ikddit.training.loop import CURVE_COLUMNS, Trainer, TrainingData, draw_batch
+from ikddit.training.loop import CURVE_COLUMNS, Trainer
 from ikddit.training.mean import (
     _add_interactions,
     _crossed_columns,
@@ -29,7 +29,7 @@ from ikddit.training.mean import (
     located_lines,
 )
 from ikddit.training.objective import compute_terms
-from ikddit.training.recorded import tensors_of, with_tensors
+from ikddit.training.recorded import RecordedStep, tensors_of, with_tensors
 
 
 def test_teacher_receives_no_gradient_and_discriminator_none_from_the_student():
@@ -112,7 +112,7 @@ def test_latents_of_a_codec_are_trained_sampled_and_decoded_by_the_same_student(
     assert again.config.codec == codec
     with torch.no_grad():
         c = small.condition[:2]
-        condition = ConditionTokens(c.tokens.float(), c.pad, c.pooled.float())
+        condition = c.float()
         cache = again.student.encoder.cache(condition)
         sampled = again.sample_residual(torch.randn(2, 4, 64, 64), cache, SamplingPlan(2))
         assert again.codec.decode(sampled).shape == (2, 2, 256, 256)
@@ -137,7 +137,7 @@ def test_modes_are_measured_trained_with_saved_and_used_again(tmp_path):
     for name in ("modes", "mode_variance", "rest_variance"):
         assert torch.equal(getattr(again.precondition, name), getattr(model.precondition, name)), name
     c = data.condition[:2]
-    condition = ConditionTokens(c.tokens.float(), c.pad, c.pooled.float())
+    condition = c.float()
     noise = torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         one, other = (
@@ -301,3 +301,12 @@ def test_a_batch_is_taken_apart_and_put_together_in_one_order(ratio):
 
 def test_steps_are_not_recorded_on_a_cpu():
     assert made_trainer(cuda_graph=True).recorded is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch without a GPU refuses to record")
+def test_a_step_that_cannot_be_recorded_names_the_way_out():
+    trainer = made_trainer()
+    batch = draw_batch(made_data(), 0, trainer.params, trainer.student.encoder.tokens)
+    step = RecordedStep(lambda batch, rate, decay: {"loss": batch.sigma.sum()}, torch.device("cpu"))
+    with pytest.raises(TrainingError, match=r"set train\.cuda_graph: false"):
+        step._record(batch)

@@ -205,9 +205,18 @@ class ConditionTokens:
     pooled: Float[Tensor, "B 3D"]
     """Unit vectors of previous map, logs and ids, side by side."""
 
-    def repeat_interleave(self, n: int) -> "ConditionTokens":
-        """Each wafer n times in a row."""
-        return ConditionTokens(*(t.repeat_interleave(n, 0) for t in (self.tokens, self.pad, self.pooled)))
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All tensors, in the order of the fields."""
+        return self.tokens, self.pad, self.pooled
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ConditionTokens":
+        """Move every tensor."""
+        return ConditionTokens(*(part.to(device, non_blocking=non_blocking) for part in self.parts))
+
+    def float(self) -> "ConditionTokens":
+        """The numbers in float32."""
+        return ConditionTokens(self.tokens.float(), self.pad, self.pooled.float())
 
     def __getitem__(self, index: slice | Tensor) -> "ConditionTokens":
         return ConditionTokens(self.tokens[index], self.pad[index], self.pooled[index])

@@ -23,9 +23,10 @@ from ikddit.errors import TrainingError
 from ikddit.model_folder import write_network
 from ikddit.networks.mean import ConditionalMean
 from ikddit.params import Params
+from ikddit.training.batch import LearningConditions, TrainingData
 from ikddit.training.checkpoint import CheckpointFile
 from ikddit.training.distributed import ALONE, Workers
-from ikddit.training.loop import LearningConditions, Trainer, TrainingData
+from ikddit.training.loop import Trainer
 from ikddit.training.mean import fit_mean
 
 log = logging.getLogger("ikddit")

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ikddit.embedding.encoders import ConditionTokens
+from ikddit.errors import TrainingError
 from ikddit.training.objective import TrainingBatch
 
 Update = Callable[[TrainingBatch, Tensor, Tensor], dict[str, Tensor]]
 """(batch, learning rate, decay of the average) -> curve values; changes weights, optimisers and averages in place."""
-Kind = tuple[bool, bool, bool | None]
+Kind = tuple[bool, bool, bool]
 """What changes the kernels of a step: masked, some rows without the deep path, all tokens with pixels."""
 PLAIN_STEPS = 3
 """Steps of each kind that are run as they are: what is set up once must not be recorded."""
@@ -55,6 +56,9 @@ class RecordedStep:
             batch: must say whether it is `whole`: to look would make the GPU wait, which cannot be recorded.
             rate: learning rate.
             decay: of the average of the weights.
+
+        Raises:
+            TrainingError: torch cannot record the step.
         """
         assert batch.whole is not None
         self.rate.fill_(rate)
@@ -82,10 +86,16 @@ class RecordedStep:
 
     def _record(self, batch: TrainingBatch) -> _Recording:
         static = with_tensors(batch, [tensor.clone() for tensor in tensors_of(batch)])
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            values = self._update(static, self.rate, self.decay)
-            outputs = torch.stack([value.float() for value in values.values()])
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                values = self._update(static, self.rate, self.decay)
+                outputs = torch.stack([value.float() for value in values.values()])
+        except RuntimeError as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise TrainingError(
+                f"the training step cannot be recorded as a CUDA graph ({reason}); set train.cuda_graph: false"
+            ) from error
         return _Recording(graph, tensors_of(static), list(values), outputs)
 
 
@@ -95,7 +105,7 @@ def tensors_of(batch: TrainingBatch) -> list[Tensor]:
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, ConditionTokens):
-            found += [value.tokens, value.pad, value.pooled]
+            found += value.parts
         elif isinstance(value, Tensor):
             found.append(value)
     return found
@@ -107,7 +117,7 @@ def with_tensors(batch: TrainingBatch, tensors: list[Tensor]) -> TrainingBatch:
 
     def replaced(value: object) -> object:
         if isinstance(value, ConditionTokens):
-            return ConditionTokens(next(left), next(left), next(left))
+            return ConditionTokens(*(next(left) for _ in value.parts))
         return next(left) if isinstance(value, Tensor) else value
 
     return TrainingBatch(**{f.name: replaced(getattr(batch, f.name)) for f in fields(batch)})  # type: ignore[arg-type]
