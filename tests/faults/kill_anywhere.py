@@ -15,14 +15,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "pipeline"), str(HERE.parents[1])]
 
 from checkouts import ROOT, clean_environment  # noqa: E402
-from killing import NOTHING, House, Kill, Moment, Runner  # noqa: E402
+from killing import House, Kill, Moment, Runner  # noqa: E402
 from outcome import differences, outcome  # noqa: E402
 from retraining import RetrainHouse  # noqa: E402
 
@@ -31,7 +31,6 @@ MOMENTS: tuple[tuple[Moment, int], ...] = (("before", 1), ("in", 6), ("after", 3
 AFTER_S = 0.4
 """DVC hashes, links and notes the outputs of a tiny stage in about this time."""
 BEFORE_S = 3.0
-SHARES = (1.0, 0.5, 0.0)
 FLOW_SHARE = 0.15
 RETRAIN_EVERY = 25
 """Kills per one of the retraining, which takes minutes."""
@@ -64,11 +63,7 @@ def one_round(house: House, kill: Kill, number: int, with_outputs: bool) -> Roun
     """Kill once, look, recover, look again."""
     done = Round(number, kill.runner, kill.stage, kill.moment)
     start = time.monotonic()
-    for share in SHARES:  # a run that ended before its kill is no kill: sooner, then
-        house.forget(kill.stage, with_outputs)
-        killed = house.kill(replace(kill, wait_s=kill.wait_s * share))
-        if killed.place != NOTHING:
-            break
+    killed = house.kill_in_time(kill, with_outputs)
     done.place = killed.place
     wrong, done.partly = house.half_written(killed)
     done.wrong += [f"half-written: {path}" for path in wrong]

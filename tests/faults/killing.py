@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,8 @@ COMMANDS: dict[Runner, list[str]] = {
 }
 NOTHING = "nothing"
 """Where a kill came that was too late."""
+SHARES = (1.0, 0.5, 0.0)
+"""Of the wait, tried one after the other until a kill is in time."""
 MARKED_STAGE = re.compile(r"stages/(\w+)\.py$")
 OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 SCRATCH = ("*.part", "*.old")
@@ -187,6 +189,15 @@ class House:
         process.wait()
         return Killed(place, kill.stage, log.read_text(errors="replace"))
 
+    def kill_in_time(self, kill: Kill, with_outputs: bool) -> Killed:
+        """Make the stage run again and kill it; sooner, where the run had ended before."""
+        for share in SHARES:
+            self.forget(kill.stage, with_outputs)
+            killed = self.kill(replace(kill, wait_s=kill.wait_s * share))
+            if killed.place != NOTHING:
+                break
+        return killed
+
     def _await(self, ready: Callable[[], bool], process: "subprocess.Popen[bytes]", deadline: float) -> None:
         while process.poll() is None and time.monotonic() < deadline:
             with suppress(psutil.NoSuchProcess):
@@ -293,8 +304,15 @@ class House:
         wrong = [] if has_files(client, version) else [f"version {version.version} has no files"]
         if run.info.status != "FINISHED" or version.run_id != said["run_id"]:
             wrong.append(f"run {said['run_id']} of version {version.version} is {run.info.status}")
-        if str(aliases.get(said["alias"])) != str(said["version"]) or "champion" not in aliases:
+        if said["alias"] is None:
+            # A measured speed-up near 1 may make two versions of one model, served in full and masked, in turns.
+            newest = client.get_model_version(said["model_name"], aliases["challenger"])
+            if newest.tags["served"] == version.tags["served"]:
+                wrong.append(f"version {newest.version} is served as {version.version} is, and yet another")
+        elif str(aliases.get(said["alias"])) != str(said["version"]):
             wrong.append(f"aliases are {aliases}, registered was version {said['version']}")
+        if "champion" not in aliases:
+            wrong.append(f"no champion among {aliases}")
         alive = [r.info.run_id for r in client.search_runs([experiment]) if r.info.status == "RUNNING"]
         return wrong + [f"run {run_id} is still RUNNING" for run_id in alive]
 

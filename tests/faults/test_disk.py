@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkouts import ROOT
+from killing import STEPS
 from spaces import full, listing, read_only, run_there
 
 Env = dict[str, str]
@@ -59,7 +60,7 @@ def test_full_disk(stage: str, place: str, free_kib: int, named: str, checkout: 
 
 
 def test_full_disk_while_maps_are_generated(checkout: Path, env: Env) -> None:
-    said = refused(full(checkout / "data", 200), "data", "generate", checkout, env)
+    said = refused(full(checkout / "data", 100), "data", "generate", checkout, env)
     assert said.startswith("StorageError: data/generated: No space left on device")
 
 
@@ -67,11 +68,10 @@ def test_full_disk_while_a_checkpoint_is_written(checkout: Path, env: Env) -> No
     params = checkout / "params.yaml"
     short = params.read_text()
     try:
-        params.write_text(
-            short.replace("  steps: 6\n", "  steps: 20\n").replace(
-                "checkpoint_every: 3", "checkpoint_every: 10"
-            )
-        )
+        text = short
+        for few, many in STEPS.items():
+            text = text.replace(f"  {few}\n", f"  {many}\n")
+        params.write_text(text)
         models = listing(checkout / "models")
         (checkout / CHECKPOINTS / "checkpoints").mkdir(parents=True, exist_ok=True)
         said = refused(full(checkout / CHECKPOINTS, 400), CHECKPOINTS, "train", checkout, env)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from checkouts import git, run
-from killing import STEPS, House, Kill
+from killing import NOTHING, STEPS, House, Kill
 from outcome import differences, outcome
 
 SEED = 0
@@ -52,9 +52,9 @@ def test_killed_run_leaves_nothing_half_and_the_next_one_finishes(
 ) -> None:
     wait_s = random.Random(f"{SEED} {stage}").uniform(0.2, most_s)
     house.target = stage
-    house.forget(stage, with_outputs=True)
-    killed = house.kill(Kill(stage, moment, wait_s))  # type: ignore[arg-type]
+    killed = house.kill_in_time(Kill(stage, moment, wait_s), with_outputs=True)  # type: ignore[arg-type]
     where = f"{killed.place}, {wait_s:.2f} s"
+    assert killed.place != NOTHING, where
     assert house.half_written(killed)[0] == [], where
     code, said = house.recover()
     assert code == 0, where + said
@@ -64,12 +64,12 @@ def test_killed_run_leaves_nothing_half_and_the_next_one_finishes(
 
 def test_killed_registration_leaves_a_store_that_answers_and_no_half_version(house: House) -> None:
     house.target = "register"
-    house.forget("register", with_outputs=True)
     shutil.rmtree(house.root / "mlruns")
     for path in house.root.glob("mlflow.db*"):
         path.unlink()
     wait_s = random.Random(SEED).uniform(2.0, 6.0)
-    killed = house.kill(Kill("register", "in", wait_s))
+    killed = house.kill_in_time(Kill("register", "in", wait_s), with_outputs=True)
+    assert killed.place != NOTHING
     assert house.stores() == [], killed.place
     code, said = house.recover()
     assert code == 0, said
