@@ -15,7 +15,7 @@ ZONES: tuple[Zone, ...] = ("centre", "edge")
 
 def on_wafer(valid: Shaped[np.ndarray, "n 64 64"]) -> Shaped[np.ndarray, "n 64 64"]:
     """The mask without marks off the usable wafer: no map is generated there, so every figure leaves them out."""
-    return valid * wafer_grid().usable
+    return np.asarray(valid * wafer_grid().usable)
 
 
 @dataclass(frozen=True)

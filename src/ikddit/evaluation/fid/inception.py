@@ -1,6 +1,6 @@
 """Features of the FID Inception network: every depth, spatial features and logits in one pass."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -169,7 +169,8 @@ def _build(weights: Weights, blocks: list[int]) -> Any:
 
 def _fused(network: nn.Module) -> nn.Module:
     """The same network with each normalisation folded into the convolution before it: a pass less over every image."""
-    for part in network.modules():
+    parts: Iterable[Any] = network.modules()
+    for part in parts:
         if isinstance(getattr(part, "bn", None), nn.BatchNorm2d):
             part.conv, part.bn = fuse_conv_bn_eval(part.conv, part.bn), nn.Identity()
     return network
