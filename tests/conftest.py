@@ -14,17 +14,7 @@ from ikddit.overlay.grid import wafer_grid
 
 MakeRecords = Callable[..., pa.Table]
 PIPELINE_FOLDERS = [Path(__file__).parent / name for name in ("pipeline", "faults")]
-DEAREST_FIRST = (
-    "retrain",
-    "end_to_end",
-    "kill",
-    "determinism",
-    "services",
-    "served",
-    "team",
-    "disk",
-    "fuzz",
-)
+DEAREST_FIRST = ("retrain", "end_to_end", "services", "kill", "disk", "determinism", "served", "team")
 """Groups of tests by what they take, for pytest-xdist: minutes of work that begin last would end alone."""
 START = datetime(2025, 1, 1, tzinfo=UTC)
 
