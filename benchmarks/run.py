@@ -73,6 +73,7 @@ BENCHES = (
     Bench("serving", 4, store_missing),
     Bench("scale", 2, arguments=("--wafers", "8000")),
     Bench("ddp", 2),
+    Bench("waiting", 3),
 )
 
 

@@ -61,7 +61,7 @@ class Play:
 
 def environment(folder: Path) -> dict[str, str]:
     """What processes of the play get: nothing that points to this checkout's stores."""
-    own = {"PREFECT_HOME": str(folder / ".prefect"), "OMP_WAIT_POLICY": "PASSIVE"}
+    own = {"PREFECT_HOME": str(folder / ".prefect")}
     code = [str(folder / "src"), os.environ.get("PYTHONPATH", "")]
     return own | {"PYTHONPATH": os.pathsep.join(filter(None, code)), "MLFLOW_TRACKING_URI": ""}
 

@@ -3,6 +3,7 @@
 `import ikddit` loads neither torch nor any other heavy package; `ikddit.Generator` does, on first use.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Generator", "__version__"]
+
+# Torch's threads wait for one another in a loop, by default for milliseconds in which their core is nobody else's, not
+# even that of the thread they wait for: beside one busy process a training step then takes half as long again, and
+# now and then tens of times. libgomp reads this when torch is loaded; docs/benchmarks.md has the figures.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def __getattr__(name: str) -> Any:
