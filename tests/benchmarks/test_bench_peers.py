@@ -20,7 +20,7 @@ def made_cell(batch: int, kept_bytes_per_wafer: float = 1.0) -> Cell:
 
 @pytest.mark.parametrize("tokens", [64, 256, 1024])
 def test_sizes_have_the_tokens_that_they_are_named_by(tokens: int) -> None:
-    assert SIZES[model_name(tokens, "S")].tokens == tokens
+    assert SIZES[model_name(tokens, "S")].side ** 2 == tokens
 
 
 def test_a_training_step_makes_the_passes_that_are_stated() -> None:

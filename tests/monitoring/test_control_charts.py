@@ -266,6 +266,8 @@ def test_the_command_prints_alarms_and_refuses_an_empty_folder(
     assert (tmp_path / "page.html").is_file()
     empty = CliRunner().invoke(app, ["monitor", "--records", "nowhere", *until])
     assert isinstance(empty.exception, InputError)
+    unscored = CliRunner().invoke(app, ["monitor", "--records", "records", "--scores", "nowhere", *until])
+    assert "leave --scores out" in str(unscored.exception)
     wrong = CliRunner().invoke(app, ["monitor", "--records", "records", "--until", "soon"])
     assert "2024-10-20" in str(wrong.exception)
 

@@ -68,7 +68,7 @@ def read_wafers(records: Path, scores: Path | None, maintenance: str) -> pd.Data
 
     Args:
         records: folder of record Parquet files (`data/validated`).
-        scores: the evaluate stage's per-wafer table; None, or no such file: no errors.
+        scores: the evaluate stage's per-wafer table; None: no errors.
         maintenance: regular expression of the log lines that tell of a maintenance.
 
     Raises:
@@ -109,7 +109,9 @@ def read_wafers(records: Path, scores: Path | None, maintenance: str) -> pd.Data
         frame["m3s_nm"] = kpi.m3s_nm(maps, valid).max(axis=1)
         frames.append(frame)
     wafers = pd.concat(frames, ignore_index=True)
-    if scores is not None and scores.is_file():
+    if scores is not None:
+        if not scores.is_file():
+            raise InputError(str(scores), "file", "missing", "run `dvc repro evaluate`, or leave --scores out")
         wafers = wafers.merge(_errors(scores), on="barcode", how="left")
     return wafers
 
@@ -284,7 +286,7 @@ def write_monitoring(
         root: the checkout; the other paths are taken from it where they are None.
         params: section `control` of params.yaml.
         records: folder of record Parquet files.
-        scores: per-wafer table of the evaluate stage.
+        scores: per-wafer table of the evaluate stage; without one there, and none named, errors are not charted.
         reference_until: end of the period the limits come from; by default that of training.
         out: the HTML file.
 
@@ -293,7 +295,11 @@ def write_monitoring(
     """
     root = Path(root)
     until = training_end(root / SPLITS) if reference_until is None else reference_until
-    found = monitor(records or root / RECORDS, scores or root / SCORES, until, params)
+    if scores is None:
+        scores = root / SCORES if (root / SCORES).is_file() else None
+        if scores is None:
+            log.warning("%s: missing, so no forecast errors are charted; run `dvc repro evaluate`", SCORES)
+    found = monitor(records or root / RECORDS, scores, until, params)
     if not found.charts:
         raise InputError(
             str(records or root / RECORDS), "exposed_at", "no machine has two reference periods",
