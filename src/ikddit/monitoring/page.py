@@ -111,7 +111,9 @@ def read_wafers(records: Path, scores: Path | None, maintenance: str) -> pd.Data
     wafers = pd.concat(frames, ignore_index=True)
     if scores is not None:
         if not scores.is_file():
-            raise InputError(str(scores), "file", "missing", "run `dvc repro evaluate`, or leave --scores out")
+            raise InputError(
+                str(scores), "file", "missing", "run `dvc repro evaluate`, or leave --scores out"
+            )
         wafers = wafers.merge(_errors(scores), on="barcode", how="left")
     return wafers
 
