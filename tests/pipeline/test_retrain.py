@@ -46,6 +46,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         make_champion,
         run_retraining,
     )
+    from pipelines.mend import left_servers
     from pipelines.process import dvc_command
     from pipelines.scratch import copy_project
 
@@ -65,6 +66,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         wait_until(lambda: (folder / CHILD).exists() and any(clones.glob("tmp*/data/raw")), 300, log)
         flow.kill()
         flow.wait()
+    left["servers"] = [len(left_servers(folder))]
     left["killed"] = {
         "champion": champion(folder),
         "incoming": os.listdir(folder / "data" / "incoming"),
@@ -74,11 +76,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         if number:
             deliver(folder, number, replace(play, lots=BROKEN_LOTS) if month.corrupt else play)
         left[month.name] = run_retraining(folder, month) | {"now": champion(folder)}
+    left["servers"].append(len(left_servers(folder)))
     return folder, left
 
 
 def test_killed_run_leaves_champion_and_delivery_as_they_were(played: tuple[Path, dict[str, Any]]) -> None:
     assert played[1]["killed"] == {"champion": 1, "incoming": ["month-1"], "records": False}
+    assert played[1]["servers"] == [1, 0], "the killed flow's Prefect server is ended by the next one"
 
 
 def test_shifted_scanner_is_seen_and_the_challenger_promoted(played: tuple[Path, dict[str, Any]]) -> None:
