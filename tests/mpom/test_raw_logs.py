@@ -75,6 +75,7 @@ def test_a_cut_is_called_a_cut():
         ({"features": [1], "ids": {"exposed_at": "yesterday"}}, "ids.exposed_at"),
         ({"features": [1], "ids": {"exposed_at": 1700000000}}, "ids.exposed_at"),
         ({"features": [1], "ids": {"exposed_at": "2026-01-01T00:00:00"}}, "ids.exposed_at"),
+        ({"features": [1], "ids": {"exposed_at": "9999-12-31T23:59:59-14:00"}}, "ids.exposed_at"),
         (b"\xff\xfe{}", "json"),
         (b'{"a": "\xed\xa0\x80"}', "json"),
         (b"[" * 100_000, "json"),

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import numpy as np
@@ -210,7 +210,9 @@ def utc_time(value: Any, name: str, file: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value)
         aware = moment.utcoffset() is not None
-    except (TypeError, ValueError):
+        if aware:
+            moment.astimezone(UTC)  # in a zone to the west the last hours of 9999 lie beyond what a time can be
+    except (OverflowError, TypeError, ValueError):
         raise InputError(
             file, name, f"{value!r} is not an ISO 8601 time", "write 2026-01-31T12:00:00Z"
         ) from None
