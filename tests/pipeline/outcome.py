@@ -25,8 +25,8 @@ TIMES = {
         "peak_memory_mib",
     ),
     "reports/train/summary.json": ("seconds", "cpu_seconds"),
-    # a registry counts on, and the fingerprint holds `served`
-    "reports/registration.json": ("run_id", "version", "model_uri", "fingerprint"),
+    # a registry counts on, the fingerprint holds `served`, and the alias stands at the newest version
+    "reports/registration.json": ("run_id", "version", "model_uri", "fingerprint", "alias"),
 }
 """File -> patterns of its fields that are measured times and rates, or follow from one; the only list of them."""
 PAGES = ("reports/index.html", "reports/figures/speed.png", "docs/model-card.md")
