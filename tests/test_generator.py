@@ -14,7 +14,7 @@ from ikddit.evaluation.specification import call_of_samples
 from ikddit.forecast import ForecastFiles, Written
 from ikddit.generator import Generator
 from ikddit.overlay import kpi
-from made_generator import made_generator
+from made_generator import made_generator, write_generator
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +203,25 @@ def test_generate_command_hands_the_sampling_options_over(monkeypatch):
         "inference": "masked",
         "sampler": "heun",
     }
+
+
+def test_the_checkouts_registry_is_found_from_a_folder_of_it(tmp_path, monkeypatch):
+    """A notebook works in its own folder."""
+    import mlflow
+
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(store, store)
+    client.create_registered_model("ikddit")
+    write_generator(tmp_path / "model")
+    client.create_model_version("ikddit", (tmp_path / "model").as_uri())
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow.set_tracking_uri(None)
+    try:
+        assert len(Generator.load("models:/ikddit/1").fingerprint) == 64
+        assert list((tmp_path / "notebooks").iterdir()) == []
+    finally:
+        mlflow.set_tracking_uri(None)

@@ -310,13 +310,15 @@ def _wafer_seed(seed: int, barcode: str) -> int:
 
 def _from_registry(uri: str) -> Path:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
-    from mlflow import artifacts
+    import mlflow
     from mlflow.exceptions import MlflowException
 
     from ikddit.checkout import tracking_uri
 
+    # What it is told in the call, MLflow forgets for the registry, and looks beside the working directory.
+    mlflow.set_tracking_uri(tracking_uri())
     try:
-        folder = Path(artifacts.download_artifacts(uri, tracking_uri=tracking_uri()))
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
     except MlflowException as error:
         raise ModelError(f"{uri}: {error}; `ikddit models` lists what is registered") from error
     found = sorted(folder.rglob("model.safetensors"))

@@ -211,7 +211,8 @@ def utc_time(value: Any, name: str, file: str) -> datetime | None:
         moment = datetime.fromisoformat(value)
         aware = moment.utcoffset() is not None
         if aware:
-            moment.astimezone(UTC)  # in a zone to the west the last hours of 9999 lie beyond what a time can be
+            # in a zone to the west the last hours of 9999 lie beyond what a time can be
+            moment.astimezone(UTC)
     except (OverflowError, TypeError, ValueError):
         raise InputError(
             file, name, f"{value!r} is not an ISO 8601 time", "write 2026-01-31T12:00:00Z"
