@@ -1,7 +1,6 @@
 """A challenger by `dvc exp run --temp`: the workspace, its branch and its index stay as they are."""
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,7 @@ from ikddit.atomic import read_json, write_json
 from pipelines.clones import clones_of, remove_dead_clones
 from pipelines.deliveries import RAW
 from pipelines.mend import mend
-from pipelines.process import CommandError, dvc_command, git, run_command
+from pipelines.process import CommandError, dvc_command, git, group_members, run_command
 
 CHILD = ".ikddit/retrain/child.json"
 """Process group of the running experiment, so that the next run can end what a killed one left behind."""
@@ -112,9 +111,9 @@ def clean_up(root: Path, say: Callable[[str], object]) -> None:
 def _group(leader: int, created: float) -> list[psutil.Process]:
     """Processes of the group that the leader began; its number may be somebody else's by now."""
     found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == leader and process.create_time() > created - 1.0:
+    for process in group_members(leader):
+        with suppress(psutil.Error):
+            if process.create_time() > created - 1.0:
                 found.append(process)
     if any(p.pid == leader and abs(p.create_time() - created) > 1.0 for p in found):
         return []

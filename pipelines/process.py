@@ -88,11 +88,21 @@ def stop_group(process: "subprocess.Popen[str]") -> None:
 
 def _works(group: int) -> bool:
     """Whether a process of the group lives; one that nobody has taken leave of yet (a zombie) does not."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+    for process in group_members(group):
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
                 return True
     return False
+
+
+def group_members(group: int) -> list[psutil.Process]:
+    """Processes of a process group, zombies among them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                found.append(process)
+    return found
 
 
 def stop_running() -> None:

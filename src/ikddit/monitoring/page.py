@@ -297,10 +297,10 @@ def write_monitoring(
     """
     root = Path(root)
     until = training_end(root / SPLITS) if reference_until is None else reference_until
+    if scores is None and (root / SCORES).is_file():
+        scores = root / SCORES
     if scores is None:
-        scores = root / SCORES if (root / SCORES).is_file() else None
-        if scores is None:
-            log.warning("%s: missing, so no forecast errors are charted; run `dvc repro evaluate`", SCORES)
+        log.warning("%s: missing, so no forecast errors are charted; run `dvc repro evaluate`", SCORES)
     found = monitor(records or root / RECORDS, scores, until, params)
     if not found.charts:
         raise InputError(
