@@ -58,7 +58,7 @@ def test_every_column_of_a_mark_table_is_named_and_every_setting():
     assert set(MarksParams.model_fields) <= named(text)
     for cell in tables.NULLS:
         assert not cell or f"`{cell}`" in text
-    for bound in (marks.MAX_MEDIAN_NM, marks.MIN_MEDIAN_NM, marks._POSITION_LIKE_NM):
+    for bound in (marks.MAX_MEDIAN_NM, marks.MIN_MEDIAN_NM, marks.MAX_MARK_NM, marks._POSITION_LIKE_NM):
         assert f"{bound:g}" in text
 
 

@@ -348,6 +348,22 @@ def test_a_parquet_column_whose_name_is_not_utf8_costs_its_table_only(tmp_path, 
     assert run_ingest(tmp_path / "raw").rejected("a.parquet")["field"] == "content"
 
 
+@pytest.mark.parametrize("name", ["exposure", "barcode", "wafer_x_mm", "exposed_at", "layer"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet_text_that_is_not_utf8_costs_its_table_only(tmp_path, run_ingest, name, dictionary):
+    good = marks("W1", 1).head(12)
+    write(tmp_path / "raw", {"good.csv": good.to_csv(index=False).encode()})
+    table = pa.Table.from_pandas(good.assign(barcode="W2"), preserve_index=False)
+    raw = pa.array([b"c\xffrrent"] * 12)
+    text = pa.Array.from_buffers(pa.string(), 12, raw.buffers())
+    values = text.dictionary_encode() if dictionary else text
+    at = table.schema.get_field_index(name)
+    table = table.set_column(at, name, values) if at >= 0 else table.append_column(name, values)
+    pq.write_table(table, tmp_path / "raw" / "a.parquet")
+    line = run_ingest(tmp_path / "raw").rejected("a.parquet")
+    assert (line["field"], "UTF" in line["reason"]) == (name, True)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

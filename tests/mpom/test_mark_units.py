@@ -76,6 +76,15 @@ def test_flyers_do_not_make_a_unit_problem():
     assert read(dx, SIGNS, "nm").valid.any()
 
 
+@pytest.mark.parametrize("sentinel", [1e30, -1e30, 3.2e154, 1.1e6])
+def test_a_mark_that_nobody_can_have_measured_costs_its_wafer(sentinel):
+    dx = SIGNS.copy()
+    dx[5] = sentinel
+    with pytest.raises(InputError, match=r"a valid mark of .* nm, above 1e\+06") as caught:
+        read(dx, SIGNS, "nm")
+    assert (caught.value.field, "empty" in str(caught.value)) == ("ovl_x_nm", True)
+
+
 def test_an_axis_that_was_not_measured_is_named():
     with pytest.raises(InputError, match="ovl_y_nm: 0 on all 24 marks"):
         read(SIGNS, 0 * SIGNS, "nm")

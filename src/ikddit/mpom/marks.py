@@ -32,6 +32,8 @@ MAX_MEDIAN_NM = WAFER_RADIUS_MM
 """Above: nm declared as um (0.5 nm become 500), or a position in mm. No process is that far off."""
 MIN_MEDIAN_NM = 0.05
 """Below: um declared as nm (30 nm become 0.03). The noise of metrology alone (0.1 nm) has a median of 0.07."""
+MAX_MARK_NM = 1e6
+"""Of a single mark: a target is some 0.03 mm wide, so 1 mm was never measured. Exports write 1e30 for "none"."""
 _POSITION_LIKE_NM = 25.0
 _SEVERAL = 10
 """Marks from which a pattern of all of them is no coincidence."""
@@ -243,6 +245,13 @@ def _check_overlay(
             )
             remedy = f"position and overlay columns look swapped; {_CHECK_COLUMNS}"
             raise InputError(item, f"ovl_{name}_nm", reason, remedy)
+    for name, values in zip("xy", ovl, strict=True):
+        largest = float(np.abs(values).max())
+        if largest > MAX_MARK_NM:
+            reason = f"a valid mark of {largest:.4g} nm, above {MAX_MARK_NM:g}: nobody measured that"
+            raise InputError(
+                item, f"ovl_{name}_nm", reason, "leave cells without a value empty, or set valid to 0"
+            )
 
 
 def _ids(rows: pa.Table, item: str) -> Ids:

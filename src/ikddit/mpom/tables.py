@@ -214,6 +214,7 @@ class _ParquetTable:
         arrays: dict[str, Any] = {}
         for name in names:
             column = table[self.columns[name]]
+            _check_cells(column, self._file, name)
             arrays[name] = (
                 column if name in NUMBERS or name == "exposed_at" else _as_text(column, self._file, name)
             )
@@ -232,6 +233,15 @@ class _ParquetTable:
 
 
 _IDENTITY = ("barcode", "lot_id", "wafer_id", "slot")
+
+
+def _check_cells(column: Any, file: str, name: str) -> None:
+    """Parquet believes its writer: text need not be UTF-8, and a code need not be of the dictionary."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        reason = f"a cell is not {column.type}: {str(error).partition(chr(10))[0]}"
+        raise InputError(file, name, reason, "write text as UTF-8; export the table again") from None
 
 
 def _as_text(column: Any, file: str, name: str) -> Any:
