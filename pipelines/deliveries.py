@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -229,15 +229,29 @@ def copy_in(source: Path, target: Path, link: bool = False) -> None:
 
     With `link`, for those who only read, its files are hard links where the file system takes them.
     """
+
+    def own(path: str, names: list[str]) -> list[str]:
+        return [DESCRIPTION] if Path(path) == source and DESCRIPTION in names else []
+
+    if not link:
+        _copy(source, target, own)
+    elif source.is_dir():
+        _copy(source, target, own, _link_or_copy)
+    elif not _linked(source, target):
+        _copy(source, target)
+
+
+def _copy(
+    source: Path,
+    target: Path,
+    ignore: Callable[[str, list[str]], list[str]] | None = None,
+    copy_file: Callable[[str, str], object] = shutil.copy2,
+) -> None:
+    """Copy a file or folder, whole or not at all."""
     if source.is_dir():
-
-        def own(path: str, names: list[str]) -> list[str]:
-            return [DESCRIPTION] if Path(path) == source and DESCRIPTION in names else []
-
         with atomic_dir(target) as folder:
-            copy = _link_or_copy if link else shutil.copy2
-            shutil.copytree(source, folder, copy_function=copy, ignore=own, dirs_exist_ok=True)
-    elif not (link and _linked(source, target)):
+            shutil.copytree(source, folder, copy_function=copy_file, ignore=ignore, dirs_exist_ok=True)
+    else:
         with atomic_path(target) as scratch:
             shutil.copy2(source, scratch)
 
@@ -276,12 +290,7 @@ def _move(source: Path, target: Path) -> None:
             raise
     else:
         return
-    if source.is_dir():
-        with atomic_dir(target) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
-    else:
-        with atomic_path(target) as scratch:
-            shutil.copy2(source, scratch)
+    _copy(source, target)
     gone = source.with_name(f".{source.name}.put-away")  # half of it deleted must not pass for a delivery
     _delete(gone)
     os.replace(source, gone)
