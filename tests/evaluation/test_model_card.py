@@ -57,6 +57,17 @@ def test_card_says_first_how_far_from_floor_and_baseline(reports: Path) -> None:
     assert "does not replace measurement of lots that are released" in card
 
 
+def test_card_compares_m3s_forecasts_of_samplers_alone(reports: Path) -> None:
+    test = {
+        "gbm": {"rmse_nm": 1.0, "m3s_error_nm": 1.1},
+        "oracle": {"rmse_nm": 0.75, "m3s_error_nm": 0.79, "m3s_error_sampled_nm": 0.7},
+    }
+    (reports / "baselines.json").write_text(json.dumps({"test": test}))
+    card = build_card(reports, Params())
+    assert "| gbm | 1.000 | – | – | – | – |" in card
+    assert "| oracle | 0.750 | – | 0.700 | – | – |" in card
+
+
 def test_card_without_the_optional_reports_says_what_is_missing(reports: Path) -> None:
     card = build_card(reports, Params())
     assert "`reports/evaluation/serving.json` has not been written: nothing was decided." in card
