@@ -172,6 +172,19 @@ def test_forecast_point_is_not_guided(generator):
     assert np.abs(np.subtract(strong["sigma"][0], plain["sigma"][0])).max() > 1e-3
 
 
+def test_point_is_the_mean_and_the_denoisers_even_part_at_the_highest_noise(generator, monkeypatch):
+    """What the denoiser keeps of the noise cancels between antithetic pairs; what it says of the condition stays."""
+    monkeypatch.setattr(generator.model.mean, "forward", lambda c: torch.full((len(c), 2, 64, 64), 3.0))
+
+    def denoise(x, sigma, cache):
+        assert float(sigma) == 20.0
+        return 0.25 + 0.2 * x, None
+
+    monkeypatch.setattr(generator.model, "denoise", denoise)
+    point = generator.point(generator._table(made_frame(["w1", "w2"])))
+    np.testing.assert_allclose(point[..., generator.usable], 2.0 * (3.0 + 0.25), rtol=1e-5)
+
+
 def test_generate_command_hands_the_sampling_options_over(monkeypatch):
     from typer.testing import CliRunner
 
