@@ -91,6 +91,14 @@ def test_implicit_judges_the_place_and_not_only_the_token():
         assert (judge(x, changed) - judge(x, a)).abs().max() > 1e-4
 
 
+def test_implicit_is_lipschitz_in_the_token_layer_by_layer():
+    torch.manual_seed(0)
+    judge = ImplicitDiscriminator(WIDTH, CONTEXT)
+    train(judge, lambda step: (tokens(2 * step, 2.0), tokens(2 * step + 1, -2.0)), 20)
+    for layer in (judge.token, judge.layers[1], judge.layers[3]):
+        assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, abs=0.05)
+
+
 def test_hinge_by_hand():
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.25])
     assert float(hinge_discriminator(real, fake)) == pytest.approx((0 + 0.5) / 2 + (0 + 1.25) / 2)
