@@ -23,6 +23,11 @@ SHOWN = {
     "train.cpu_seconds": "training, CPU s",
 }
 """Metrics of tables and figures, and their headings."""
+TRUST = {
+    "spread_skill": "spread / skill",
+    "spectrum_ratio_high": "power of samples below 25 mm over measured",
+}
+"""Metrics of tables alone: whether what is said of samples is of wafers or of noise."""
 SEED = "seed"
 DOCUMENT = Path("docs/ablations.md")
 HEAD = """# Ablations
@@ -32,6 +37,10 @@ Written by `python -m pipelines.ablate` from the tables in `reports/ablations/`;
 a student trained for minutes (the profile of the sweep), so it compares rows of one table and nothing else. Each
 section names the devices of its runs and the last commit that changed their code. +- is the standard deviation over the
 seeds. A seed stands for its own split, embedding, training and noise.
+
+Of a sampler that is trained, spread / skill and the power of its samples over that measured are near 1. Where they are
+not, samples hold noise that the student has not learnt to remove, and it is in their columns too (ensemble mean, CRPS,
+Frechet distance, coverage): there only RMSE and OME, which are of the point forecast, speak of the axes.
 """
 PAPER_NOTE = (
     "The paper's {name} ({source}) is of its own, unpublished data, of larger models trained for days, and on "
@@ -44,12 +53,17 @@ def shown(sweep: Sweep) -> dict[str, str]:
     return {name: heading for name, heading in SHOWN.items() if name not in sweep.leave_out}
 
 
-def known_of_all(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Those of `shown` that every finished run has: a mean over some of a cell's runs would be of other seeds."""
+def known_of_all(
+    sweep: Sweep, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Those of `metrics` (default: `shown`) that every finished run has.
+
+    A mean over some of a cell's runs would be of other seeds.
+    """
     finished = [row for row in rows if not row.get("failed")]
     return {
         name: heading
-        for name, heading in shown(sweep).items()
+        for name, heading in (shown(sweep) if metrics is None else metrics).items()
         if finished and all(row.get(name) not in (None, "") for row in finished)
     }
 
@@ -104,7 +118,7 @@ def markdown(name: str, sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     """The sweep's section of docs/ablations.md: title, table, the paper's figures beside, failed runs by name."""
     axes = [axis for axis in sweep.axes if axis != SEED]
     paper = [sweep.paper.name + " of the paper"] if sweep.paper else []
-    metrics = known_of_all(sweep, rows) or shown(sweep)
+    metrics = (known_of_all(sweep, rows) or shown(sweep)) | known_of_all(sweep, rows, TRUST)
     heads = [*(f"`{axis}`" for axis in axes), "runs", *metrics.values(), *paper]
     lines = [
         f"## {sweep.title}",

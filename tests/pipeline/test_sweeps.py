@@ -366,3 +366,15 @@ def test_the_reason_of_a_failure_is_its_telling_line() -> None:
     assert _reason(said) == "TrainingError: loss nan"
     assert _reason(["python -m dvc: exit code 137"]) == "python -m dvc: exit code 137"
     assert _reason([]) == "failed"
+
+
+def test_table_says_whether_the_samples_are_wafers_or_noise():
+    from pipelines.ablation_report import markdown
+    from pipelines.sweeps import read_definitions
+
+    sweep = read_definitions().sweeps["lambda"]
+    row = {"run": "a", "lambda1": 0.0, "lambda2": 0.0, "rmse_nm": 1.0, "spread_skill": 1.5}
+    table = markdown("lambda", sweep, [row | {"spectrum_ratio_high": 8.0}])
+    assert "| spread / skill | power of samples below 25 mm over measured |" in table
+    assert "| 1.5 | 8 |" in table
+    assert "power of samples" not in markdown("lambda", sweep, [row])
