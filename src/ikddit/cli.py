@@ -188,6 +188,10 @@ def _become(flow: str, arguments: list[str]) -> None:
 def validate(
     records: Annotated[Path, typer.Argument(help="Folder that ingest wrote (part-*.parquet).")],
     out: Annotated[Path, typer.Option(help="Folder for validated/, quarantine/validate/ and report/.")],
+    params: Annotated[
+        Path | None,
+        typer.Option(help="Take section `validate` of this file; default params.yaml here, if there is one."),
+    ] = None,
 ) -> None:
     """Judge records with the quality gate; bounds come from params.yaml here, else the defaults.
 
@@ -195,14 +199,14 @@ def validate(
     """
     from ikddit.mpom.validate import validate as judge
 
-    params = _params_here().validate_
+    bounds = _params_here(params).validate_
     beside = records.resolve().parent / "quarantine"
     places = [folder for folder in (beside, beside / "ingest") if (folder / "quarantine.jsonl").is_file()]
     refused = places[0] if places else None
     if refused is not None:
         typer.echo(f"counted too: what ingest refused, {refused}/quarantine.jsonl")
     metrics = judge(
-        records, out / "validated", out / "quarantine" / "validate", out / "report", params, refused
+        records, out / "validated", out / "quarantine" / "validate", out / "report", bounds, refused
     )
     counts = f"{metrics['records']} records passed, {metrics['quarantined']} quarantined"
     if refused is not None:

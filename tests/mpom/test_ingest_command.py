@@ -82,6 +82,12 @@ def test_validate_counts_what_ingest_refused_and_leaves_its_quarantine_alone(tmp
     (tmp_path / "params.yaml").write_text("validate: {min_complete_lots: 0.0, max_quarantined_share: 0.04}\n")
     with pytest.raises(GateError, match=r"0\.05 of all items are quarantined, allowed at most 0\.04"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+    (tmp_path / "small_lots.yaml").write_text(
+        "validate: {min_complete_lots: 0.0, max_missing_log_share: 1.0}\n"
+    )
+    done = CliRunner().invoke(app, [*command, "--params", "small_lots.yaml"], catch_exceptions=False)
+    assert "settings: small_lots.yaml" in done.stdout
+    assert "19 records passed" in done.stdout
 
 
 def test_mark_table_options(tmp_path):

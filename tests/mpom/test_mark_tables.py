@@ -175,6 +175,17 @@ def test_logs_beside_the_table_are_taken_along(tmp_path, run_ingest):
     assert np.isnan(second["log_features"]).all()
 
 
+def test_wafers_whose_logs_have_another_name_are_counted(tmp_path, run_ingest):
+    save(lot("L0", [0, 1, 2]), tmp_path / "raw" / "marks_L0.csv")
+    logs = json.dumps({"features": [1, 2, 3], "feature_names": NAMES}).encode()
+    write(tmp_path / "raw", {"logs_L0W00.json": logs, "logs_L0-W01.json": logs, "logs_L0-W02.json": logs})
+    told = "2 wafers without logs, for example L0W01: no logs_L0W01.json beside their table."
+    assert told in run_ingest(tmp_path / "raw").report["notes"]
+    for wafer in ("L0W01", "L0W02"):
+        write(tmp_path / "raw", {f"logs_{wafer}.json": logs})
+    assert not any("without logs" in note for note in run_ingest(tmp_path / "raw").report["notes"])
+
+
 def test_logs_beside_a_lone_table_are_taken_along_whatever_its_barcodes(tmp_path, run_ingest):
     frame = pd.concat([marks("W 1", 1), marks("../W2", 3)])
     save(frame, tmp_path / "raw" / "m.csv")

@@ -279,7 +279,7 @@ def test_a_stopped_gate_says_why_most_records_were_rejected(make_records, tmp_pa
     outcome = judge(tmp_path / "sparse", pa.table(data, schema=make_records(1).schema))
     assert outcome.error is not None
     assert "4 records for valid, for example W000000: valid on 0.000323834 of the usable" in outcome.error
-    assert "set ingest.marks.interpolate, or lower validate.min_valid_share" in outcome.error
+    assert "set ingest.marks.interpolate (--interpolate), or lower validate.min_valid_share" in outcome.error
 
 
 def test_foreign_rgb_records_without_ids_logs_and_targets_pass_and_it_is_said(make_records, tmp_path) -> None:

@@ -47,6 +47,7 @@ class _Collector:
         self._parts = 0
         self.records = 0
         self.with_target = 0
+        self.without_logs: dict[str, None] = {}  # a set in the order of reading
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, Rejection] = {}
         self.clipping = Clipping()
@@ -55,6 +56,7 @@ class _Collector:
         for rejection in outcome.rejections:
             self._reject(rejection)
         self.with_target += outcome.with_target
+        self.without_logs |= dict.fromkeys(outcome.without_logs)
         self.clipping.values += outcome.clipping.values
         self.clipping.clipped += outcome.clipping.clipped
         for path, barcodes in zip(outcome.parts, outcome.barcodes, strict=True):
@@ -201,11 +203,19 @@ def _summary(found_out: Survey, collector: _Collector, census: Census) -> dict[s
         "log_channels": len(layout.log_names),
         "capabilities": {"nm": nm, "supervised": nm and collector.with_target > 0, "generation": True},
         "ignored_files": census.ignored,
-        "notes": found_out.notes,
+        "notes": found_out.notes + _without_logs(found_out, collector),
     }
     if collector.clipping.values:
         summary["clipped_share"] = collector.clipping.clipped / collector.clipping.values
     return summary
+
+
+def _without_logs(found_out: Survey, collector: _Collector) -> list[str]:
+    """Say which wafers of mark tables found no logs: a file of another name would be passed over in silence."""
+    if found_out.format != "marks" or not found_out.layout.log_names or not collector.without_logs:
+        return []
+    count, example = len(collector.without_logs), next(iter(collector.without_logs))
+    return [f"{count} wafers without logs, for example {example}: no logs_{example}.json beside their table."]
 
 
 def _description(found_out: Survey, summary: dict[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def record_rules(
             Rule(f"{name}_max", remedy, name, high=bound, says=largest, unit=unit),
             Rule(
                 f"{name}_valid_share",
-                "measure more marks, set ingest.marks.interpolate, or lower validate.min_valid_share",
+                "measure more marks, set ingest.marks.interpolate (--interpolate), or lower validate.min_valid_share",
                 mask,
                 low=params.min_valid_share,
                 says="valid on {value} of the usable pixels",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ikddit.errors import InputError
@@ -56,6 +57,7 @@ class Outcome:
         rejections: items for the quarantine.
         clipping: of the PNGs read.
         with_target: records that have a target map.
+        without_logs: barcodes of records that no log value and no log line belong to.
     """
 
     parts: list[Path] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Outcome:
     rejections: list[Rejection] = field(default_factory=list)
     clipping: Clipping = field(default_factory=Clipping)
     with_target: int = 0
+    without_logs: list[str] = field(default_factory=list)
 
 
 def plan(job: Job, census: Census) -> Iterator[Task]:
@@ -134,6 +137,8 @@ def _results(job: Job, task: Task, outcome: Outcome) -> Iterator[Record | Reject
                     outcome.rejections.append(result)
                 else:
                     outcome.with_target += bool(result.valid.any())
+                    if np.isnan(result.log_features).all() and not result.log_lines:
+                        outcome.without_logs.append(result.barcode)
                 yield result
         except InputError as error:
             outcome.rejections.append(Rejection.of(name, error))
