@@ -1,5 +1,6 @@
 """Control charts against hand-made machines, loops and the textbook's formulas."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -270,6 +271,24 @@ def test_the_command_prints_alarms_and_refuses_an_empty_folder(
     assert "leave --scores out" in str(unscored.exception)
     wrong = CliRunner().invoke(app, ["monitor", "--records", "records", "--until", "soon"])
     assert "2024-10-20" in str(wrong.exception)
+
+
+def test_records_without_earlier_weeks_are_not_called_free_of_alarms(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
+    records = write_records(tmp_path / "records", 3.0)
+    few = PARAMS.model_copy(update={"reference_periods": 40})
+    out = tmp_path / "page.html"
+    write_monitoring(tmp_path, few, records, None, START - pd.Timedelta(days=1), out)
+    assert "its own first 40 periods" in caplog.text
+    assert "Nothing is judged" in out.read_text()
+    assert "No alarm" not in out.read_text()
+    few = PARAMS.model_copy(update={"period_days": 366})
+    with pytest.raises(
+        InputError, match="two reference periods of 366 days; 120 of 120 wafers are from before"
+    ):
+        write_monitoring(tmp_path, few, records, None, START + pd.Timedelta(weeks=50), out)
 
 
 def test_text_of_the_fab_is_escaped() -> None:

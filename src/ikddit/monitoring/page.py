@@ -150,11 +150,28 @@ def monitor(
     """Read the wafers and chart them.
 
     Raises:
-        InputError: see `read_wafers`.
+        InputError: as `read_wafers`; or no machine has wafers enough for limits.
     """
     wafers = read_wafers(records, scores, params.maintenance)
     scored = int(wafers["rmse_nm"].notna().sum()) if "rmse_nm" in wafers else 0
     charts = control_charts(wafers, reference_until, params)
+    earlier = int((wafers["exposed_at"] < reference_until).sum())
+    if not charts:
+        raise InputError(
+            str(records),
+            "exposed_at",
+            f"no machine has two reference periods of {params.period_days} days; {earlier} of {len(wafers)} "
+            f"wafers are from before {reference_until:%Y-%m-%d}, where limits come from",
+            "the folder must hold earlier wafers too, with times and ids; or give a later --until",
+        )
+    if not earlier:
+        log.warning(
+            "no wafer is from before %s: each machine is judged by limits from its own first %d periods of %d "
+            "days; a folder that holds earlier wafers too has limits from those",
+            f"{reference_until:%Y-%m-%d}",
+            params.reference_periods,
+            params.period_days,
+        )
     return Monitoring(charts, maintenance_times(wafers), len(wafers), scored, reference_until)
 
 
@@ -302,11 +319,6 @@ def write_monitoring(
     if scores is None:
         log.warning("%s: missing, so no forecast errors are charted; run `dvc repro evaluate`", SCORES)
     found = monitor(records or root / RECORDS, scores, until, params)
-    if not found.charts:
-        raise InputError(
-            str(records or root / RECORDS), "exposed_at", "no machine has two reference periods",
-            "records need times and ids; or give a later --until",
-        )  # fmt: skip
     target = out or root / PAGE
     atomic.write_text(target, build_page(found, params))
     log.info("monitoring: %s, %d charts, %d alarms", target, len(found.charts), len(found.alarms))
