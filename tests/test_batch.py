@@ -1,5 +1,6 @@
 """A folder of wafers into one file: killed in the middle, gone on with, and the same bits as without the kill."""
 
+import logging
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from ikddit.errors import InputError, ModelError
 from ikddit.forecast import ForecastFiles, Written
 from ikddit.generator import Generator
 from ikddit.manifest import MANIFEST, write_manifest
+from ikddit.mpom.schema import ID_FIELDS
 from made_generator import LOGS, write_generator
 
 KILLED = """
@@ -106,6 +108,29 @@ def resumed(folder: Path, generator: Generator, records: Path, **request: float)
     shutil.rmtree(out)
     assert (done.wafers, done.samples) == (12, 24)
     return done.resumed
+
+
+def test_wafers_that_lack_an_input_are_counted(tmp_path, model, make_records, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
+    records = tmp_path / "records"
+    records.mkdir()
+    table = made_records(make_records, 0, 0)
+    values = {name: ["A"] * 6 for name in ID_FIELDS}
+    values["scanner_id"] = ["A", "NXT9", None, "B", "A", "A"]
+    values["log_lines"] = [["dose 30.1"]] * 4 + [[], []]
+    values["log_features"] = [[1.0, float("nan")]] * 5 + [[float("nan")] * 2]
+    values["prev_valid"] = [[0] * 4096] * 2 + [[1] * 4096] * 4
+    for name, column in values.items():
+        field = table.schema.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(column, field.type))
+    pq.write_table(table, records / "part-0.parquet")
+    write_forecast(Generator.load(model), records, tmp_path / "f.parquet", n=2, steps=2)
+    told = "some of 6 wafers lack, or that training did not know: previous map (2), logs (1), scanner_id (2, "
+    assert f"{told}for example 'NXT9');" in caplog.text
+    caplog.clear()
+    pq.write_table(table.slice(3, 1), records / "part-0.parquet")
+    write_forecast(Generator.load(model), records, tmp_path / "f.parquet", n=2, steps=2)
+    assert caplog.text == ""
 
 
 def test_two_runs_at_one_output_do_not_meet(tmp_path, model, records):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ikddit.batch import write_forecast
 from ikddit.dataset.normaliser import Normaliser
+from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.diffusion.plan import SamplingPlan
 from ikddit.errors import InputError
 from ikddit.forecast import (
@@ -23,6 +24,7 @@ from ikddit.forecast import (
     samples_table,
 )
 from ikddit.generator import Generator
+from ikddit.mpom.schema import ID_FIELDS
 from ikddit.overlay.grid import wafer_grid
 
 USABLE = wafer_grid().usable
@@ -43,6 +45,7 @@ class Fake(Generator):
         names = ["dose_mj_cm2", "lens_temp_c", "align_tx_nm", "constant"]
         zeros, ones = np.zeros(4, np.float32), np.ones(4, np.float32)
         self.normaliser = Normaliser(names, zeros, ones, 2.0, np.zeros((2, 64, 64), np.float32))
+        self.vocabularies = Vocabularies({name: [] for name in ID_FIELDS}, [])
 
     usable = USABLE
 

@@ -9,6 +9,7 @@ parts at the end, and the hidden folder goes.
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import pyarrow as pa
 import torch
 
 import ikddit
-from ikddit.console import progress
+from ikddit.console import log, progress
 from ikddit.dataset.arrow import PreparedSplit, prepared_schema
 from ikddit.dataset.normaliser import Normaliser
 from ikddit.dataset.vocabulary import Vocabularies
@@ -30,6 +31,7 @@ from ikddit.errors import InputError, ModelError
 from ikddit.forecast import ForecastFiles, Written, forecast_of_table, forecast_writer
 from ikddit.generator import Generator, Records
 from ikddit.manifest import file_hash
+from ikddit.mpom.parts import lists_to_numpy
 from ikddit.mpom.schema import ID_FIELDS, log_names_of, record_schema
 
 BATCH_WAFERS = 64
@@ -51,6 +53,48 @@ class Part:
         """Whether its files are there and were made from the same."""
         wanted = [path for path in (self.files.forecast, self.files.samples) if path is not None]
         return bool(self.made_from) and all(_noted(path) == self.made_from for path in wanted)
+
+
+class _Gaps:
+    """Counts the wafers that lack an input: their intervals are those of wafers that have it, so too narrow."""
+
+    def __init__(self, vocabularies: Vocabularies) -> None:
+        self._known = {name: set(vocabularies.ids[name]) for name in ID_FIELDS}
+        self._lacking: Counter[str] = Counter()
+        self._unknown: dict[str, str] = {}  # the first unknown id of a field
+
+    def watch(self, batches: Iterator[Records]) -> Iterator[Records]:
+        """Pass batches on; prepared splits no longer tell an unknown id from a missing one and are not counted."""
+        for batch in batches:
+            if isinstance(batch, pa.Table):
+                self._add(batch)
+            yield batch
+
+    def _add(self, table: pa.Table) -> None:
+        features = lists_to_numpy(table.column("log_features"), np.nan)
+        lines = np.array([bool(value) for value in table.column("log_lines").to_pylist()])
+        previous = lists_to_numpy(table.column("prev_valid"), 0)
+        self._lacking["previous map"] += int((~previous.any(axis=1)).sum())
+        self._lacking["logs"] += int((np.isnan(features).all(axis=1) & ~lines).sum())
+        for name, known in self._known.items():
+            lacking = [text for text in table.column(name).to_pylist() if text not in known]
+            self._lacking[name] += len(lacking)
+            if unknown := [text for text in lacking if text]:
+                self._unknown.setdefault(name, unknown[0])
+
+    def tell(self, wafers: int) -> None:
+        found = [
+            f"{name} ({count}{f', for example {self._unknown[name]!r}' if name in self._unknown else ''})"
+            for name, count in self._lacking.items()
+            if count
+        ]
+        if found:
+            log.warning(
+                "inputs that some of %d wafers lack, or that training did not know: %s; sigma, intervals and "
+                "risk of these wafers are too small (docs/model-card.md, Limits)",
+                wafers,
+                ", ".join(found),
+            )
 
 
 def write_forecast(
@@ -90,9 +134,10 @@ def write_forecast(
     with _parts_folder(files.forecast) as folder:
         parts: list[Part] = []
         resumed = 0
+        gaps = _Gaps(generator.vocabularies)
         for path in progress(inputs, "generate", unit="file"):
             made_from = _made_from(generator, request, path)
-            for number, batches in enumerate(_groups(_batches(generator, path))):
+            for number, batches in enumerate(_groups(gaps.watch(_batches(generator, path)))):
                 part = _part(folder, files, path, number, made_from)
                 parts.append(part)
                 if part.finished():
@@ -106,6 +151,7 @@ def write_forecast(
                             generator.predict(batch, n, steps, seed, limit_nm, writer.add_samples, **options)
                         )
         written = _join(parts, files, generator, limit_nm, found)
+    gaps.tell(found)
     return replace(written, resumed=resumed)
 
 
