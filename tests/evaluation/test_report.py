@@ -51,7 +51,8 @@ TABLE = {
         "zero": {"rmse_nm": 2.1, "r2": 0.0, "m3s_error_nm": 6.5, "ome_1p5": 0.4},
         "ridge_all": {"rmse_nm": 0.9512, "r2": 0.79, "m3s_error_nm": 1.2, "ome_1p5": 0.1},
         "gbm": {"rmse_nm": 0.9345, "r2": 0.8, "m3s_error_nm": 1.1, "ome_1p5": 0.09},
-        "oracle": {"rmse_nm": 0.7413, "r2": 0.88, "m3s_error_nm": 0.8, "ome_1p5": 0.045},
+        "oracle": {"rmse_nm": 0.7413, "r2": 0.88, "m3s_error_nm": 0.8, "ome_1p5": 0.045}
+        | {"m3s_error_sampled_nm": 0.65},
     },
     "test_unseen": {"n": 3, "gbm": {"rmse_nm": 1.01}},
     "not_computed": {"ewma": "some exposures have no time"},
@@ -210,6 +211,8 @@ def test_the_table_holds_student_baselines_and_oracle_best_first(checkout: Path)
     assert [row["name"] for row in rows] == ["oracle", "student", "gbm", "ridge_all", "zero"]
     assert rows[2]["unseen_rmse_nm"] == 1.01
     assert rows[1]["unseen_rmse_nm"] is None
+    # of those that sample
+    assert [row["m3s_error_nm"] for row in rows[:3]] == [0.65, 0.71, None]
     words = Page(build_report(read_sources(checkout))).words()
     assert "ewma: some exposures have no time" in words
 
