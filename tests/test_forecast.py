@@ -128,8 +128,12 @@ def test_a_failure_leaves_the_files_before_and_no_scratch(tmp_path, records):
 
 
 def test_folders_without_wafers_are_refused(tmp_path, records):
-    with pytest.raises(InputError, match=r"holds no \*\.parquet"):
+    with pytest.raises(InputError, match="nowhere: folder: no such folder"):
         write_forecast(Fake(), tmp_path / "nowhere", tmp_path / "f.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no \*\.parquet"):
+        write_forecast(Fake(), tmp_path / "empty", tmp_path / "f.parquet")
+    (tmp_path / "empty").rmdir()
     for part in records.iterdir():
         pq.write_table(pq.read_table(part).slice(0, 0), part)
     with pytest.raises(InputError, match="hold no wafers"):

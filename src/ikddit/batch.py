@@ -157,6 +157,8 @@ def write_forecast(
 
 def _inputs(generator: Generator, source: Path) -> list[Path]:
     """Record files, else prepared splits, which must be encoded as the model reads them."""
+    if not source.is_dir():
+        raise InputError(str(source), "folder", "no such folder", "name one that `ikddit ingest` wrote")
     if parts := sorted(source.glob("*.parquet")):
         return parts
     splits = sorted(source.glob("*.arrow"))

@@ -23,6 +23,7 @@ from ikddit.registry.promotion import (
     ChampionChanged,
     Move,
     PromotionRefused,
+    UnusableVersionError,
     evidence_of_champion,
     promote,
     rollback,
@@ -193,7 +194,7 @@ def test_versions_that_cannot_be_served_are_neither_promoted_nor_rolled_back_to(
     (store.root / "packages" / "4" / "MLmodel").unlink()
     with pytest.raises(RegistryError, match="version 4 has lost its files"):
         promote(4, "better", store=store)
-    with pytest.raises(RegistryError, match="has no version 7"):
+    with pytest.raises(UnusableVersionError, match="has no version 7"):  # its name is printed
         promote(7, "better", store=store)
     with pytest.raises(RegistryError, match="version 3 is the champion already"):
         promote(3, "better", store=store)

@@ -45,7 +45,7 @@ class ChampionChanged(RegistryError):
     """Another version serves than the one that the comparison was made with; nothing moves."""
 
 
-class _Unusable(RegistryError):
+class UnusableVersionError(RegistryError):
     """No such version, or its files are gone."""
 
 
@@ -147,7 +147,7 @@ def rollback(
         for version in reversed(champions(_moves(client, name))[:-1]):
             try:
                 wanted = _usable(client, name, version)
-            except _Unusable as error:
+            except UnusableVersionError as error:
                 log.warning("passed over: %s", error)
                 continue
             return _move(client, wanted, "rollback", before, by, reason)
@@ -224,9 +224,9 @@ def _moves(client: "MlflowClient", name: str) -> list[Move]:
 def _usable(client: "MlflowClient", name: str, version: int) -> "ModelVersion":
     found = if_there(client.get_model_version, name, str(version))
     if found is None:
-        raise _Unusable(f"{name} has no version {version}; `ikddit models` lists them")
+        raise UnusableVersionError(f"{name} has no version {version}; `ikddit models` lists them")
     if not has_files(client, found):
-        raise _Unusable(f"{name} version {version} has lost its files; it cannot be served")
+        raise UnusableVersionError(f"{name} version {version} has lost its files; it cannot be served")
     return found
 
 
