@@ -31,7 +31,7 @@ from ikddit.registry.promotion import (
 from ikddit.registry.register import register
 from ikddit.registry.store import Store, open_store
 
-GOOD = Evidence(0.78, 0.90, 0.90, 0.97, True, "a.dir")
+GOOD = Evidence(0.78, 0.90, 0.90, 0.97, True, "a.dir", 1000)
 
 
 @pytest.fixture

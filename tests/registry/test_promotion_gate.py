@@ -7,7 +7,7 @@ import pytest
 from ikddit.params import PromotionParams
 from ikddit.registry.gate import Evidence, PairedDifference, promotion_gate
 
-GOOD = Evidence(0.78, 0.90, 0.90, 0.97, True, "a.dir")
+GOOD = Evidence(0.78, 0.90, 0.90, 0.97, True, "a.dir", 1000)
 CHAMPION = replace(GOOD, rmse_nm=0.80)
 BETTER = PairedDifference(-0.05, -0.08, -0.02, 200)
 
@@ -23,8 +23,11 @@ BETTER = PairedDifference(-0.05, -0.08, -0.02, 200)
         (replace(GOOD, rmse_nm=None), CHAMPION, None, "RMSE unknown"),
         (replace(GOOD, data_md5="b.dir"), CHAMPION, None, "other data"),
         (replace(GOOD, data_md5=None), replace(CHAMPION, data_md5=None), None, "other data"),
+        # other wafers of the same data: an ablation of reduced cost
+        (replace(GOOD, n_wafers=60), CHAMPION, None, "on 60 test wafers, the champion on 1000"),
+        (replace(GOOD, n_wafers=None), replace(CHAMPION, n_wafers=None), None, "an unknown number"),
         # measured on the same wafers: what each scored on its own data does not count
-        (replace(GOOD, rmse_nm=0.9, data_md5="b.dir"), CHAMPION, BETTER, None),
+        (replace(GOOD, rmse_nm=0.9, data_md5="b.dir", n_wafers=60), CHAMPION, BETTER, None),
         (GOOD, CHAMPION, replace(BETTER, high_nm=0.0), "all of it below 0 nm"),
         (GOOD, CHAMPION, replace(BETTER, high_nm=0.01), "interval -0.0800 to \\+0.0100"),
         (GOOD, CHAMPION, replace(BETTER, high_nm=float("nan")), "nan"),
@@ -59,9 +62,10 @@ def test_tags_give_back_what_the_reports_said() -> None:
     metrics = {
         "rmse_nm": 0.78,
         "coverage_90": 0.9,
+        "n_wafers": 1000,
         "baselines": {"ridge_ids": {"rmse_nm": 1.4}, "ridge_all": {"rmse_nm": 0.97}, "gbm": {"rmse_nm": 0.9}},
     }
     evidence = Evidence.of_reports(metrics, {"passed": True}, "a.dir")
-    assert evidence == Evidence(0.78, 0.9, None, 0.97, True, "a.dir")
+    assert evidence == Evidence(0.78, 0.9, None, 0.97, True, "a.dir", 1000)
     assert Evidence.of_tags(evidence.as_tags()) == evidence
     assert Evidence.of_tags({}) == Evidence()

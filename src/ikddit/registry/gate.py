@@ -26,7 +26,9 @@ class Evidence:
     validation_passed: bool | None = None
     """Whether its data passed the quality gate."""
     data_md5: str | None = None
-    """Hash of the prepared data: two models with the same one were scored on the same wafers."""
+    """Hash of the prepared data."""
+    n_wafers: int | None = None
+    """How many of its test wafers were scored: two models are scored on the same ones if both agree."""
 
     @classmethod
     def of_tags(cls, tags: Mapping[str, str]) -> "Evidence":
@@ -41,6 +43,7 @@ class Evidence:
             **numbers,
             validation_passed=None if passed is None else passed == "true",
             data_md5=tags.get("data_md5"),
+            n_wafers=int(tags["n_wafers"]) if "n_wafers" in tags else None,
         )
 
     @classmethod
@@ -64,6 +67,7 @@ class Evidence:
             linear_rmse_nm=min(linear, default=None),
             validation_passed=None if validation is None else validation.get("passed"),
             data_md5=data_md5,
+            n_wafers=metrics.get("n_wafers"),
         )
 
     def as_tags(self) -> dict[str, str]:
@@ -72,6 +76,8 @@ class Evidence:
         tags = {name: f"{value:.6g}" for name, value in values.items() if value is not None}
         if self.validation_passed is not None:
             tags["validation_passed"] = str(self.validation_passed).lower()
+        if self.n_wafers is not None:
+            tags["n_wafers"] = str(self.n_wafers)
         return tags | ({"data_md5": self.data_md5} if self.data_md5 else {})
 
 
@@ -118,8 +124,8 @@ def promotion_gate(
 
     All conditions must hold: the data passed validation; the 90 % intervals cover what they should; the error
     is smaller than the champion's. The last is judged on the same wafers: by `paired`, whose whole interval
-    must speak for the challenger, else by the RMSE of both where both were scored on the same data. Without a
-    champion the best linear baseline takes its place.
+    must speak for the challenger, else by the RMSE of both where both were scored on as many wafers of the same
+    data. Without a champion the best linear baseline takes its place.
 
     Args:
         challenger: what is known of it.
@@ -137,6 +143,9 @@ def promotion_gate(
     elif challenger.data_md5 is None or challenger.data_md5 != champion.data_md5:
         sentence = "scored on other data than the champion and not compared with it on the same wafers"
         checks.append((False, sentence))
+    elif challenger.n_wafers is None or challenger.n_wafers != champion.n_wafers:
+        mine, its = _count(challenger.n_wafers), _count(champion.n_wafers)
+        checks.append((False, f"scored on {mine} test wafers, the champion on {its}: not the same ones"))
     else:
         checks.append(_below("RMSE", challenger.rmse_nm, champion.rmse_nm, "the champion's"))
     passed = tuple(sentence for good, sentence in checks if good)
@@ -166,6 +175,10 @@ def _below(name: str, value: float | None, limit: float | None, whose: str) -> t
     if value is None or limit is None:
         return False, f"{name} {_nm(value)} against {whose} {_nm(limit)}: one is not known"
     return value < limit, f"{name} {_nm(value)} against {whose} {_nm(limit)}"
+
+
+def _count(wafers: int | None) -> str:
+    return "an unknown number of" if wafers is None else str(wafers)
 
 
 def _nm(value: float | None) -> str:
