@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 from ikddit.cli import app
 from ikddit.params import Params
 from ikddit.registry.register import register
-from ikddit.registry.show import list_versions
+from ikddit.registry.show import COLUMNS, VersionRow, list_versions, print_versions
 from ikddit.registry.store import Store
 
 
@@ -33,3 +34,19 @@ def test_models_command_prints_json_and_says_when_there_is_nothing(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert "no version of `ikddit` yet" in CliRunner().invoke(app, ["models"]).stdout
     assert json.loads(CliRunner().invoke(app, ["models", "--json"]).stdout) == []
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 400])
+def test_a_narrow_terminal_gets_fewer_columns_but_whole_ones(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    tags = dict.fromkeys(COLUMNS, "0.123456") | {"champion.why": "promote: " + "better on May's wafers " * 4}
+    print_versions([VersionRow(1, ("challenger", "champion"), "run", tags)], "ikddit")
+    printed = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
+    table, missing = (set(re.findall(r"[\w.]+", part)) for part in printed.partition("too narrow for ")[::2])
+    assert "\u2026" not in printed  # the ellipsis of a cut cell
+    assert {"1", "challenger", "champion"} <= table
+    assert all((column in table) != (column in missing) for column in COLUMNS)
+    assert bool(missing) == (width < 400)

@@ -218,7 +218,8 @@ def _version_tags(result: Result, verdict: GateVerdict) -> dict[str, str]:
     params = {name: result.params[name] for name in VERSION_PARAMS}
     gate = {"gate": "promote" if verdict.promote else "keep", "gate_reasons": "; ".join(verdict.reasons)}
     evidence = result.evidence.as_tags()
-    return result.tags | params | metrics | evidence | gate | {FINGERPRINT_TAG: result.fingerprint}
+    # MLflow's list of versions shows them in this order: what tells versions apart before two dozen hashes.
+    return metrics | params | gate | evidence | result.tags | {FINGERPRINT_TAG: result.fingerprint}
 
 
 def _log_result(client: "MlflowClient", run_id: str, result: Result) -> None:

@@ -2,10 +2,14 @@
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ikddit.registry.promotion import CHAMPION, Move
 from ikddit.registry.register import VERSION_METRICS, VERSION_PARAMS
 from ikddit.registry.store import Store, open_store
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COLUMNS = (
     *VERSION_PARAMS,
@@ -20,6 +24,10 @@ COLUMNS = (
 )
 SHORTENED = ("data_md5", "git_commit")
 """Hashes of which the table shows eight characters."""
+NEEDED = ("rmse_nm", "gate", "mask_ratio", "dvc_exp_name", "champion.since", "served", "crps_nm")
+"""Columns that stay longest on a narrow terminal, the most needed first."""
+WIDE = 400
+"""Characters of a table that goes into a pipe or a file."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +63,39 @@ def list_versions(store: Store, name: str, experiment: str) -> list[VersionRow]:
 
 
 def print_versions(rows: list[VersionRow], name: str) -> None:
-    """Print a table: champion in bold, columns that no version has left out."""
+    """Print a table: champion in bold, columns that no version has left out.
+
+    A terminal that is too narrow for all of them gets fewer, each of them whole, and is told which are missing.
+    """
     from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    shown = [column for column in COLUMNS if any(column in row.tags for row in rows)]
+    droppable = [column for column in NEEDED if column in shown]
+    droppable += [column for column in shown if column not in NEEDED]
+    table, missing = _table(rows, name, shown), []
+    while droppable and (
+        Measurement.get(console, console.options.update(max_width=WIDE), table).maximum > console.width
+    ):
+        missing.append(droppable.pop())
+        table = _table(rows, name, [column for column in shown if column not in missing])
+    console.print(table)
+    if missing:
+        left_out = ", ".join(column for column in shown if column in missing)
+        console.print(f"too narrow for {left_out}; all of it: ikddit models | less -S", highlight=False)
+
+
+def _table(rows: list[VersionRow], name: str, columns: list[str]) -> "Table":
     from rich.table import Table
 
-    shown = [column for column in COLUMNS if any(column in row.tags for row in rows)]
-    table = Table("version", "aliases", *shown, title=f"{name}: {len(rows)} versions", title_justify="left")
+    table = Table("version", "aliases", *columns, title=f"{name}: {len(rows)} versions", title_justify="left")
     for row in rows:
         tags = row.tags | {name: row.tags.get(name, "-")[:8] for name in SHORTENED}
-        cells = [tags.get(column, "-") for column in shown]
+        cells = [tags.get(column, "-") for column in columns]
         style = "bold" if CHAMPION in row.aliases else None
         table.add_row(str(row.version), ", ".join(row.aliases), *cells, style=style)
-    wide = None if sys.stdout.isatty() else 400  # into a pipe or a file nothing is cut off
-    Console(width=wide).print(table)
+    return table
 
 
 def move_lines(name: str, move: Move) -> str:
