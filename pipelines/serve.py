@@ -139,7 +139,8 @@ def refuse_missing_server() -> None:
     with get_client(sync_client=True) as client:
         if (problem := client.api_healthcheck()) is not None:
             raise IkdditError(
-                f"no Prefect server at {os.environ['PREFECT_API_URL']} ({problem}); start one: make services"
+                f"no Prefect server at {os.environ['PREFECT_API_URL']} ({problem}); "
+                "start one: make services, or name another: PREFECT_API_URL"
             )
 
 

@@ -210,6 +210,7 @@ def test_serving_without_a_server_says_how_to_start_one(tmp_path: Path, clean_en
     )  # fmt: skip
     assert done.returncode == 1
     assert "make services" in done.stderr
+    assert "PREFECT_API_URL" in done.stderr  # one on another port is not found by itself
     assert "Traceback" not in done.stderr
 
 
