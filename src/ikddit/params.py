@@ -198,6 +198,7 @@ class TrainParams(Section):
     """Wafer-wide modes of the residual that the preconditioning treats apart; 0 is plain EDM."""
     p_mean: float = 0.3
     p_std: float = Field(1.4, gt=0.0)
+    """Training noise levels: ln sigma ~ N(p_mean, p_std^2)."""
     condition_dropout: float = Field(0.1, ge=0.0, lt=1.0)
     """Share of rows without condition; 0 rules out classifier-free guidance."""
     path_dropout: float = Field(0.05, ge=0.0, lt=1.0)
@@ -209,6 +210,7 @@ class TrainParams(Section):
     ema_gamma: float = Field(6.94, gt=0.0)
     """Exponent of the power-function EMA; 6.94 is a relative width of 0.10 (EDM2)."""
     teacher_decay: float = Field(0.99, ge=0.0, lt=1.0)
+    """Share of itself that the teacher, an average of the student, keeps at each step."""
     discriminator: DiscriminatorKind = "implicit"
     codec: Literal["none", "kl"] = "none"
     """`kl`: diffuse latents of 256x256 maps; refused for the pipeline's 64x64 records, see docs/model.md."""
@@ -415,10 +417,15 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: int = Field(0, ge=0)
+    """Of split, embedding, training and noise; the simulated fab has seeds of its own."""
     model: ModelName = "T/8"
+    """Size of the student: width letter / patch size in pixels; `ikddit sizes` lists them."""
     mask_ratio: float = Field(0.5, ge=0.0, lt=1.0)
+    """Share of the student's tokens that are hidden."""
     lambda1: float = Field(0.1, ge=0.0)
+    """Weight of the mean absolute error of the denoised maps (Eq. 8)."""
     lambda2: float = Field(0.01, ge=0.0)
+    """Weight of the loss that aligns student and teacher (Eq. 8)."""
     data: DataParams = DataParams()
     simulate: SimulateParams = SimulateParams()
     ingest: IngestParams = IngestParams()
