@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_workspace import METRICS
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
+from ikddit.atomic import write_json
 from ikddit.cli import app
 from ikddit.errors import RegistryError
-from ikddit.params import Params
+from ikddit.params import Params, parse_params
 from ikddit.registry import promotion
 from ikddit.registry.gate import Evidence, PairedDifference
 from ikddit.registry.promotion import (
@@ -278,6 +280,19 @@ def test_the_first_version_becomes_champion_with_the_gates_word_recorded(
     assert tags["gate"] == "keep"
     assert "whether its data passed validation is not known" in tags["gate_reasons"]
     assert tags["linear_rmse_nm"] == "1.3"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_first_version_is_judged_by_the_limits_of_the_params(workspace: Path, store: Store) -> None:
+    write_json(workspace / "reports" / "validation.json", {"passed": True})
+    write_json(
+        workspace / "reports" / "evaluation" / "metrics.json",
+        METRICS | {"coverage_90": 0.7, "m3s_coverage_90": 0.7},
+    )
+    promotion = {"coverage_low": 0.6, "m3s_coverage_low": 0.6}
+    register(parse_params({"register": {"promotion": promotion}}), workspace, store)
+    (move,) = history(store)
+    assert not move.forced
 
 
 def test_commands_promote_and_roll_back_and_say_so(

@@ -174,12 +174,12 @@ def champions(moves: Sequence[Move]) -> list[int]:
     return line
 
 
-def crown_first(client: "MlflowClient", version: "ModelVersion") -> Move:
+def crown_first(client: "MlflowClient", version: "ModelVersion", limits: PromotionParams) -> Move:
     """Give the alias to the first version, so that there is something to serve; the caller holds the lock.
 
     The gate's verdict is recorded with it, and a no is said aloud.
     """
-    verdict = promotion_gate(Evidence.of_tags(version.tags), None)
+    verdict = promotion_gate(Evidence.of_tags(version.tags), None, limits=limits)
     if not verdict.promote:
         log.warning("the first champion would not pass the gate: %s", "; ".join(verdict.failed))
     reason = "first version"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ikddit.atomic import write_json
 from ikddit.console import log
 from ikddit.errors import IkdditError, RegistryError
-from ikddit.params import Params
+from ikddit.params import Params, RegisterParams
 from ikddit.registry.gate import GateVerdict, promotion_gate
 from ikddit.registry.package import check_folder, example_frame, log_package, served_folder
 from ikddit.registry.promotion import CHAMPION, crown_first, evidence_of_champion
@@ -70,7 +70,7 @@ def register(params: Params, folder: Path = Path(), store: Store | None = None) 
             version, run_id = _new_version(client, experiment_id, result, params)
             log.info("registered %s version %s (run %s)", settings.model_name, version.version, run_id)
         else:
-            _finish(client, version, settings.alias)
+            _finish(client, version, settings)
             run_id = _run_of(client, experiment_id, result, version, settings.sweep)
         alias = _alias_of(client, version, settings.alias) if version else None
     return {
@@ -125,7 +125,7 @@ def _new_version(
             tags = _version_tags(result, verdict)
             version = mlflow.register_model(info.model_uri, settings.model_name, tags=tags)
             client.set_tag(run_id, VERSION_TAG, version.version)
-            _set_aliases(client, version, settings.alias)
+            _set_aliases(client, version, settings)
         return version, run_id
     except BaseException as error:
         if version is None:
@@ -144,14 +144,14 @@ def _discard_models(client: "MlflowClient", experiment_id: str, run_id: str) -> 
         client.delete_logged_model(model.model_id)
 
 
-def _finish(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
+def _finish(client: "MlflowClient", version: "ModelVersion", settings: RegisterParams) -> None:
     """Complete a version whose process died between making it and naming it."""
     run = if_there(client.get_run, str(version.run_id))
     if run is None:  # deleted for good; the version stands by itself
         return
     if run.info.status != "FINISHED":
         client.set_tag(run.info.run_id, VERSION_TAG, version.version)
-        _set_aliases(client, version, alias)
+        _set_aliases(client, version, settings)
         client.set_terminated(run.info.run_id, "FINISHED")
 
 
@@ -196,10 +196,10 @@ def _alias_of(client: "MlflowClient", version: "ModelVersion", alias: str) -> st
     return alias if str(aliases.get(alias)) == str(version.version) else None
 
 
-def _set_aliases(client: "MlflowClient", version: "ModelVersion", alias: str) -> None:
-    client.set_registered_model_alias(version.name, alias, version.version)
+def _set_aliases(client: "MlflowClient", version: "ModelVersion", settings: RegisterParams) -> None:
+    client.set_registered_model_alias(version.name, settings.alias, version.version)
     if CHAMPION not in client.get_registered_model(version.name).aliases:
-        crown_first(client, version)
+        crown_first(client, version, settings.promotion)
 
 
 def _run_tags(result: Result, sweep: str) -> dict[str, str]:
