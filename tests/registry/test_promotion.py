@@ -313,7 +313,7 @@ def test_commands_promote_and_roll_back_and_say_so(
     refused = CliRunner().invoke(app, ["promote", "1", "--reason", "older"])
     assert isinstance(refused.exception, PromotionRefused)
     unknown = CliRunner().invoke(app, ["promote", "9", "--reason", "typo"])
-    assert type(unknown.exception).__name__ == "UnusableVersion"  # the first word that the person reads
+    assert type(unknown.exception).__name__ == "UnusableVersionError"  # the first word that the person reads
     assert "version 1 -> 2" not in run("rollback", "--reason", "noisy")
     newest, first = json.loads(run("models", "--json"))
     assert (newest["aliases"], first["aliases"]) == ([], ["champion"])
