@@ -14,7 +14,14 @@ from ikddit.evaluation.baseline_maps import BaselineMaps
 from ikddit.evaluation.embedding_distance import frechet_embedding
 from ikddit.evaluation.gate import serving_metrics, serving_report
 from ikddit.evaluation.generated import Generated, wafers_of
-from ikddit.evaluation.student import Measured, showcase, student_metrics, unseen_metrics, wafer_table
+from ikddit.evaluation.student import (
+    Measured,
+    showcase,
+    student_metrics,
+    unseen_metrics,
+    wafer_table,
+    withheld_metrics,
+)
 from ikddit.generator import Generator
 from ikddit.params import load_params
 
@@ -45,6 +52,7 @@ def main() -> None:
     metrics |= tables.write_uncertainty(evidence, REPORTS)
     metrics |= tables.write_spectrum(evidence, REPORTS)
     metrics |= tables.copy_metrics(evidence, PreparedSplit.open(PREPARED / "train.arrow"))
+    metrics |= withheld_metrics(generated, test, mean_map)
     metrics["frechet_embedding"] = frechet_embedding(generator, measured.split, generated.samples)
     count, samples = generated.samples.shape[:2]
     metrics |= {"n_wafers": count, "n_samples": samples}

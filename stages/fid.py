@@ -8,7 +8,7 @@ from ikddit.embedding.fit import load_embedding
 from ikddit.evaluation.fid.extractors import make_extractors
 from ikddit.evaluation.fid.reference import Reference
 from ikddit.evaluation.fid.score import generated_maps, score, weights_as_in
-from ikddit.evaluation.generated import Generated
+from ikddit.evaluation.generated import open_samples
 from ikddit.params import load_params
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     params = load_params()
     reference = Reference.load("data/fid/reference")
     test = PreparedSplit.open("data/prepared/test.arrow")
-    generated = generated_maps(Generated.open("data/generated"), test)
+    generated = generated_maps(*open_samples("data/generated"), test)
     # features of one kind of arithmetic compare, whatever this machine would choose
     settings = params.fid.model_copy(update={"dtype": reference.facts.get("dtype", params.fid.dtype)})
     extractors = make_extractors(

@@ -56,7 +56,7 @@ class Part:
 
 
 class _Gaps:
-    """Counts the wafers that lack an input: their intervals are those of wafers that have it, so too narrow."""
+    """Counts the wafers that lack an input: their forecasts are worse, and as much less certain."""
 
     def __init__(self, vocabularies: Vocabularies) -> None:
         self._known = {name: set(vocabularies.ids[name]) for name in ID_FIELDS}
@@ -90,8 +90,8 @@ class _Gaps:
         ]
         if found:
             log.warning(
-                "inputs that some of %d wafers lack, or that training did not know: %s; sigma, intervals and "
-                "risk of these wafers are too small (docs/model-card.md, Limits)",
+                "inputs that some of %d wafers lack, or that training did not know: %s; these wafers are forecast "
+                "worse, with the larger sigma that belongs to it (docs/evaluation.md, use of inputs)",
                 wafers,
                 ", ".join(found),
             )

@@ -21,7 +21,7 @@ from ikddit.diffusion.guidance import SIGMA_HIGH, SIGMA_LOW, Guidance
 from ikddit.diffusion.model import OverlayModel
 from ikddit.diffusion.plan import RareOptions, SamplingOptions, SamplingPlan, draw_order
 from ikddit.diffusion.sampler import DDPM_STEPS
-from ikddit.embedding.conditions import gather_conditions
+from ikddit.embedding.conditions import gather_conditions, missing_inputs
 from ikddit.errors import InputError, ModelError
 from ikddit.forecast import Forecast, forecast_table
 from ikddit.manifest import check_manifest, file_hashes, fingerprint
@@ -174,16 +174,23 @@ class Generator:
         conditions = gather_conditions(split, block, self.normaliser.sigma_nm).to(device)
         mean = self.model.mean(conditions)
         cache = self.model.condition(conditions).repeat_interleave(n)
-        noise, order, generators = [], [], []
+        noise, order, lost, generators = [], [], [], []
         groups = self.model.student.encoder.groups
-        for barcode in split.barcode[block]:
+        gaps = missing_inputs(conditions).any(1).tolist()
+        for barcode, gap in zip(split.barcode[block], gaps, strict=True):
             generator = torch.Generator().manual_seed(_wafer_seed(seed, barcode))
             noise.append(torch.randn(n, 2, 64, 64, generator=generator))
             order.append(draw_order(n, groups, generator))
+            shape = n, *self.model.mean.lost.shape[:2]
+            lost.append(torch.randn(shape, generator=generator) if gap else torch.zeros(shape))
             generators += [generator] * n
         residual = self.model.sample_residual(
             torch.cat(noise).to(device), cache, plan, torch.cat(order).to(device), generators
         )
+        if any(gaps):
+            residual = residual + self.model.mean.draw_lost(conditions, torch.stack(lost).to(device)).flatten(
+                0, 1
+            )
         maps = (mean.repeat_interleave(n, 0) + residual) * self.model.usable * self.normaliser.sigma_nm
         out: np.ndarray = maps.view(-1, n, 2, 64, 64).cpu().numpy()
         return out
@@ -191,8 +198,9 @@ class Generator:
     def point(self, records: Records, seed: int = 0) -> Float[np.ndarray, "W 2 64 64"]:
         """The point forecast in nm: mu(c) plus the residual's mean.
 
-        At the highest noise the denoiser's answer is E[residual | c] (EDM); it is averaged over two antithetic
-        pairs of noise, so it carries no sampling noise worth the name.
+        At the highest noise the denoiser's answer is E[residual | c] (EDM), but for what `sigma_max` leaves of the
+        leading modes: 0.8 of their mean (docs/model.md). It is averaged over two antithetic pairs of noise, so it
+        carries no sampling noise worth the name.
         """
         split = self._encode(records)
         out = np.empty((len(split), 2, 64, 64), np.float32)

@@ -149,7 +149,7 @@ class BaselineParams(Section):
     """Hours from a lot's last exposure until EWMA may use its measured maps."""
     components: int = Field(100, ge=1)
     """Principal components of the map in which gradient boosting works."""
-    ridge_alphas: list[float] = [3.0, 10.0, 30.0, 100.0, 300.0]
+    ridge_alphas: list[float] = [3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]
     """Chosen on val."""
 
 

@@ -10,7 +10,6 @@ from ikddit.errors import InputError
 from ikddit.evaluation.fid.maps import measured_maps
 from ikddit.evaluation.fid.rendering import render, render_scale_nm
 from ikddit.evaluation.fid.score import generated_maps
-from ikddit.evaluation.generated import Generated
 from ikddit.mpom.encoding import nm_from_rgb
 
 USABLE = GRID.usable.astype(np.uint8)
@@ -48,16 +47,12 @@ def test_scale_is_the_settings_else_the_data_sets_else_six_sigma():
     assert render_scale_nm(None, None, 2.0) == 12.0
 
 
-def made(samples: np.ndarray, barcodes: list[str]) -> Generated:
-    return Generated(samples, {}, pa.table({"barcode": barcodes}), None, {}, {})
-
-
 def test_generated_maps_take_the_mask_of_their_own_wafer():
     masks = np.stack([USABLE] * 3)
     masks[1, 30:34, 30:34] = 0
     split = make_split(3, barcodes=["A", "B", "C"], valid=masks)
     samples = made_maps(4, 1).reshape(2, 2, 2, 64, 64)
-    found = generated_maps(made(samples, ["C", "B"]), split)
+    found = generated_maps(samples, pa.table({"barcode": ["C", "B"]}), split)
     assert found.wafer.tolist() == [0, 0, 1, 1]
     seen = [(rows, maps, valid) for rows, maps, valid in found.blocks(3)]
     assert [rows for rows, _, _ in seen] == [slice(0, 3), slice(3, 4)]
@@ -69,7 +64,9 @@ def test_generated_maps_take_the_mask_of_their_own_wafer():
 
 def test_generated_maps_of_other_wafers_are_refused():
     with pytest.raises(InputError, match="'Z' is not in this split"):
-        generated_maps(made(np.zeros((1, 2, 2, 64, 64)), ["Z"]), make_split(2, barcodes=["A", "B"]))
+        generated_maps(
+            np.zeros((1, 2, 2, 64, 64)), pa.table({"barcode": ["Z"]}), make_split(2, barcodes=["A", "B"])
+        )
 
 
 def test_wafers_without_a_measurement_are_no_part_of_the_measured_maps():

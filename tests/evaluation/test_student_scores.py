@@ -13,7 +13,14 @@ from ikddit.evaluation.gate import serving_report
 from ikddit.evaluation.generated import Generated, wafers_of
 from ikddit.evaluation.generation import generate
 from ikddit.evaluation.inputs import MODALITIES, MODALITY_COLUMNS, take, without
-from ikddit.evaluation.student import Measured, ensemble_mean, student_metrics, unseen_metrics, wafer_table
+from ikddit.evaluation.student import (
+    Measured,
+    ensemble_mean,
+    student_metrics,
+    unseen_metrics,
+    wafer_table,
+    withheld_metrics,
+)
 from ikddit.evaluation.uncertainty import ensemble_scores
 from ikddit.overlay import kpi
 from ikddit.params import EvaluateParams
@@ -98,6 +105,23 @@ def test_every_withheld_input_and_both_intervals_are_scored(fab, folder):
     table = wafer_table(generated, measured, m3s)
     assert table["barcode"] == part.barcode
     assert np.mean(np.square(table["rmse_nm"])) ** 0.5 == pytest.approx(metrics["rmse_nm"], rel=0.02)
+
+
+def test_samples_without_an_input_are_scored_as_ensembles_of_their_own_wafers(fab, folder):
+    generated = Generated.open(folder)
+    assert set(generated.withheld) == set(MODALITIES)
+    part = wafers_of(fab, generated.withheld_wafers, "test")
+    metrics = withheld_metrics(generated, fab, np.zeros((2, 64, 64), np.float32))
+    assert len(metrics) == 2 * len(MODALITIES)
+    for name in MODALITIES:
+        drawn = made_generator().sample(without(part, name), 3, 3, seed=0, inference=PARAMS.inference)
+        assert np.abs(generated.withheld[name] - drawn).max() < 2e-3 * np.abs(drawn).max()
+        maps = generated.withheld[name].astype(np.float64)
+        marks = np.broadcast_to(part.valid[:, None] == 1, part.map.shape)
+        spread = (maps.var(1, ddof=1)[marks].mean() * 4 / 3) ** 0.5
+        error = ((maps.mean(1) - part.map)[marks] ** 2).mean() ** 0.5
+        assert metrics[f"without_{name}_spread_skill"] == pytest.approx(spread / error, rel=1e-3)
+        assert 0 <= metrics[f"without_{name}_m3s_coverage_90"] <= 1
 
 
 def test_unseen_wafers_have_a_point_forecast_and_no_m3s(fab, folder):

@@ -23,8 +23,9 @@ from ikddit.networks.masking import visible_count
 from ikddit.networks.mean import ConditionalMean, MeanConfig, SpotLine
 from ikddit.networks.student import ConditionCache, Student
 
-FORMAT_VERSION = 2
-"""2: patches off the wafer are no tokens; a student of version 1 was trained with them."""
+FORMAT_VERSION = 3
+"""2: patches off the wafer are no tokens; a student of version 1 was trained with them. 3: samples spread by what an
+input that a wafer lacks would have told (`ConditionalMean.draw_lost`)."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """What the model is conditioned on, as tensors: ids, log channels, log lines and the previous layer's map."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -40,6 +40,32 @@ class Conditions:
 
     def __getitem__(self, index: slice | Tensor) -> "Conditions":
         return Conditions(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def missing_inputs(c: Conditions) -> Bool[Tensor, "B 2+I"]:
+    """Which inputs were not received or are unknown: the previous map, the logs as a whole, each id."""
+    previous = c.prev_valid.sum((1, 2, 3)) == 0
+    logs = (c.log_missing > 0).all(1) & (c.line_templates == 0).all(1)
+    return torch.cat([previous[:, None], logs[:, None], c.ids == 0], dim=1)
+
+
+def withhold(c: Conditions, number: int) -> Conditions:
+    """The same wafers as if one input, a column of `missing_inputs`, had not been received."""
+    zeros = torch.zeros_like
+    if number == 0:
+        return replace(c, prev_map=zeros(c.prev_map), prev_valid=zeros(c.prev_valid))
+    if number == 1:
+        return replace(
+            c,
+            log_features=zeros(c.log_features),
+            log_missing=torch.ones_like(c.log_missing),
+            line_templates=zeros(c.line_templates),
+            line_values=zeros(c.line_values),
+            line_words=zeros(c.line_words),
+        )
+    ids = c.ids.clone()
+    ids[:, number - 2] = 0
+    return replace(c, ids=ids)
 
 
 def gather_conditions(split: "PreparedSplit", index: np.ndarray | slice, sigma_nm: float) -> Conditions:

@@ -4,6 +4,8 @@
     point/NAME.npy         float16 (n, 2, 64, 64), nm: point forecasts with everything `given`, with `shuffled`
                            conditions, `without_prev_map`, `without_logs`, `without_ids`; mu(c) alone `mean_only`;
                            `unseen`, of other wafers, where there are any
+    withheld/NAME.npy      float16 (w, m, 2, 64, 64), nm: m maps of fewer wafers each without `prev_map`, `logs`, `ids`
+    withheld/wafers.parquet  the same for these
     wafers.parquet         one row per wafer, in the order of the maps: barcode, lot_id, scanner_id, ...
     unseen_wafers.parquet  the same for point/unseen.npy
     gate.json              what the acceptance gate of masked inference measured
@@ -12,7 +14,9 @@
 float16 keeps a map of a few nm to a thousandth of a nm or two, below a thousandth of its error.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from ikddit.evaluation.inputs import take
 
 SAMPLES = "samples.npy"
 POINTS = "point"
+WITHHELD = "withheld"
 WAFERS = "wafers.parquet"
 GATE = "gate.json"
 SETTINGS = "settings.json"
@@ -46,6 +51,9 @@ class Generated:
     unseen_wafers: pa.Table | None
     gate: dict[str, Any]
     settings: dict[str, Any]
+    withheld: dict[str, Float16[np.ndarray, "w m 2 64 64"]] = field(default_factory=dict)
+    """nm, samples of `withheld_wafers`, by the modality that the model was not given."""
+    withheld_wafers: pa.Table | None = None
 
     @classmethod
     def open(cls, folder: Path | str) -> "Generated":
@@ -56,30 +64,50 @@ class Generated:
         """
         folder = Path(folder)
         unseen = folder / f"unseen_{WAFERS}"
-        try:
-            generated = cls(
-                samples=np.load(folder / SAMPLES, mmap_mode="r", allow_pickle=False),
-                points={
-                    path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-                    for path in sorted((folder / POINTS).glob("*.npy"))
-                },
-                wafers=pq.read_table(folder / WAFERS),
+        samples, wafers = open_samples(folder)
+        with _named(folder):
+            return cls(
+                samples=samples,
+                points=_arrays(folder / POINTS),
+                wafers=wafers,
                 unseen_wafers=pq.read_table(unseen) if unseen.exists() else None,
                 gate=read_json(folder / GATE),
                 settings=read_json(folder / SETTINGS),
+                withheld=_arrays(folder / WITHHELD),
+                withheld_wafers=pq.read_table(folder / WITHHELD / WAFERS),
             )
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
-            raise InputError(str(folder), "files", str(error), "run `dvc repro generate`") from None
-        shape, wafers = generated.samples.shape, generated.wafers.num_rows
-        if (
-            len(shape) != 5
-            or shape[0] != wafers
-            or shape[2:] != (2, 64, 64)
-            or "given" not in generated.points
-        ):
-            reason = f"maps and wafers do not belong together: samples {shape} of {wafers} wafers"
-            raise InputError(str(folder), "files", reason, "run `dvc repro generate`")
-        return generated
+
+
+def open_samples(folder: Path | str) -> tuple[Float16[np.ndarray, "n m 2 64 64"], pa.Table]:
+    """Map the samples alone, nm, and read the table of their wafers.
+
+    Raises:
+        InputError: a file is missing, or they do not belong together.
+    """
+    folder = Path(folder)
+    with _named(folder):
+        samples: np.ndarray = np.load(folder / SAMPLES, mmap_mode="r", allow_pickle=False)
+        wafers = pq.read_table(folder / WAFERS)
+    shape = samples.shape
+    if len(shape) != 5 or shape[0] != wafers.num_rows or shape[2:] != (2, 64, 64):
+        reason = f"maps and wafers do not belong together: samples {shape} of {wafers.num_rows} wafers"
+        raise InputError(str(folder), "files", reason, "run `dvc repro generate`")
+    return samples, wafers
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise InputError(str(folder), "files", str(error), "run `dvc repro generate`") from None
+
+
+def _arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The `.npy` files of a folder by their names, mapped."""
+    return {
+        path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))
+    }
 
 
 def wafers_of(split: PreparedSplit, wafers: pa.Table, what: str) -> PreparedSplit:

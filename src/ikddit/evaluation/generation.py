@@ -20,13 +20,15 @@ from ikddit.dataset.arrow import PreparedSplit
 from ikddit.diffusion.plan import Inference
 from ikddit.embedding.conditions import gather_conditions
 from ikddit.evaluation.gate import serving_report
-from ikddit.evaluation.generated import GATE, POINTS, SAMPLES, SETTINGS, WAFER_COLUMNS, WAFERS
+from ikddit.evaluation.generated import GATE, POINTS, SAMPLES, SETTINGS, WAFER_COLUMNS, WAFERS, WITHHELD
 from ikddit.evaluation.inputs import MODALITIES, shuffled, take, without
 from ikddit.evaluation.scores import evaluation_subset
 from ikddit.evaluation.serving import measure_serving
 from ikddit.generator import SAMPLES_AT_ONCE, Generator
 from ikddit.params import EvaluateParams
 
+WITHHELD_WAFERS = 100
+"""Wafers that are sampled without an input: 200 M3S values, enough to tell an interval that is much too narrow."""
 POINT_WAFERS = 256
 """Wafers of a point forecast held at a time."""
 
@@ -65,6 +67,16 @@ def generate(
     for name, split in conditions.items():
         target = folder / POINTS / f"{name}.npy"
         _timed(f"point forecast, {name}", partial(write_points, generator, split, seed, target))
+    few = take(part, evaluation_subset(part, WITHHELD_WAFERS))
+    (folder / WITHHELD).mkdir()
+    pq.write_table(few.table.select(WAFER_COLUMNS), folder / WITHHELD / WAFERS)
+    for name in MODALITIES:
+        target = folder / WITHHELD / f"{name}.npy"
+        less = without(few, name)
+        _timed(
+            f"samples without {name}",
+            partial(write_samples, generator, less, params, inference, seed, target),
+        )
     mean_only = folder / POINTS / "mean_only.npy"
     _timed("mean alone", partial(_write_maps, partial(conditional_mean, generator), part, mean_only))
     pq.write_table(part.table.select(WAFER_COLUMNS), folder / WAFERS)

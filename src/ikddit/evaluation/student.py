@@ -16,7 +16,7 @@ from ikddit.evaluation.generated import Generated, wafers_of
 from ikddit.evaluation.inputs import MODALITIES
 from ikddit.evaluation.marks import on_wafer
 from ikddit.evaluation.scores import point_scores, r2
-from ikddit.evaluation.uncertainty import EnsembleScores, m3s_coverage
+from ikddit.evaluation.uncertainty import EnsembleScores, ensemble_scores, m3s_coverage
 from ikddit.overlay import kpi
 
 SHOWN = 12
@@ -79,6 +79,20 @@ def student_metrics(
     for modality in MODALITIES:
         name = f"without_{modality}"
         metrics[f"{name}_rmse_nm"] = kpi.rmse_nm(generated.points[name], maps, valid)
+    return metrics
+
+
+def withheld_metrics(generated: Generated, test: PreparedSplit, mean_map: np.ndarray) -> dict[str, float]:
+    """Whether the samples are as uncertain as they should be when an input is withheld (`uncertainty`)."""
+    assert generated.withheld_wafers is not None
+    part = Measured.of(wafers_of(test, generated.withheld_wafers, "data/generated"), mean_map)
+    metrics: dict[str, float] = {}
+    for modality, samples in generated.withheld.items():
+        m3s = kpi.samples_m3s_nm(samples, part.valid)
+        metrics[f"without_{modality}_spread_skill"] = ensemble_scores(
+            samples, part.maps, part.valid, (0.9,)
+        ).spread_skill()
+        metrics[f"without_{modality}_m3s_coverage_90"] = m3s_coverage(m3s, part.m3s, 0.9)
     return metrics
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ikddit.embedding.conditions import Conditions
+from ikddit.embedding.conditions import Conditions, missing_inputs
 
 SPOT_HALF = 12
 """A spot's kernel spans +-12 pixels (56 mm) around its position."""
@@ -71,6 +71,8 @@ class ConditionalMean(nn.Module):
     """Rows (column of `codes`, code, column of the condition vector)."""
     spot_kernel: Tensor
     spot_gain: Tensor
+    lost: Tensor
+    """(2 + I, K, K): square root of the second moment of the scores that an input tells, by `missing_inputs`."""
 
     def __init__(self, config: MeanConfig) -> None:
         super().__init__()
@@ -84,6 +86,7 @@ class ConditionalMean(nn.Module):
             "feature_mean": (d,),
             "ridge": (d + config.interactions, k),
             "spot_kernel": (len(config.spots), 2, SPOT_SIDE, SPOT_SIDE),
+            "lost": (2 + len(config.id_sizes), k, k),
         }.items():
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("feature_std", torch.ones(d))
@@ -137,6 +140,21 @@ class ConditionalMean(nn.Module):
         if self.config.kind == "none":
             return torch.zeros_like(c.prev_map)
         return self.assemble(c, self.features(c) @ self.ridge)
+
+    def draw_lost(self, c: Conditions, noise: Float[Tensor, "B n I2 K"]) -> Float[Tensor, "B n 2 64 64"]:
+        """Draws of what the mean would have added had it known the inputs that a wafer lacks; zero if it lacks none.
+
+        The student learns residuals around a mean that knows everything. Without an input the forecast errs by
+        what that input tells as well, so samples must spread by it. Inputs count as independent of one another, and
+        the law as normal; spots, which move few marks, are left out.
+
+        Args:
+            c: the conditions, with their gaps.
+            noise: unit normal, for each input of `missing_inputs` and component.
+        """
+        missing = missing_inputs(c).to(noise.dtype)
+        scores = torch.einsum("be,bnek,ekl->bnl", missing, noise, self.lost)
+        return (scores @ self.basis).view(*scores.shape[:2], 2, 64, 64)
 
 
 def codes(c: Conditions) -> Int[Tensor, "B C"]:

@@ -11,7 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ikddit.embedding.conditions import Conditions, gather_conditions, gather_maps
+from ikddit.embedding.conditions import (
+    Conditions,
+    gather_conditions,
+    gather_maps,
+    missing_inputs,
+    withhold,
+)
 from ikddit.networks.mean import (
     SPOT_HALF,
     SPOT_SIDE,
@@ -35,6 +41,8 @@ CROSSED_IDS = (1, 3, 4, 6, 8, 9)
 STAGE = 10
 RARE_SHARE = 0.01
 """A flag set on fewer wafers than this share (or on all but them) is not crossed: too few to learn from."""
+LOST_WAFERS = 2000
+"""Training wafers on which it is measured what an input tells: a variance to 3 %."""
 RIDGE_ALPHAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -191,8 +199,25 @@ def fit_mean(
         note("learned")
     report["ridge_alpha"] = alpha
     log.info("conditional mean: %s", ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
+    _measure_lost(mean, conditions[:: -(-n // LOST_WAFERS)])
     out_of_fold = _out_of_fold(x, scores, lots, alpha, params.folds, seed)
     return MeanFit(mean.eval(), out_of_fold, report)
+
+
+def _measure_lost(mean: ConditionalMean, conditions: Conditions) -> None:
+    """Fill `ConditionalMean.lost`: withhold each input from the wafers that have it, and see how the scores move.
+
+    No measurement is looked at, so training wafers are as good as others.
+    """
+    known = mean.features(conditions) @ mean.ridge
+    missing = missing_inputs(conditions)
+    for number in range(missing.shape[1]):
+        have = ~missing[:, number]
+        if have.any():
+            less = withhold(conditions[have], number)
+            told = known[have] - mean.features(less) @ mean.ridge
+            values, vectors = torch.linalg.eigh(told.T @ told / len(told))
+            mean.lost[number] = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def _add_interactions(

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ikddit.dataset.arrow import PreparedSplit
@@ -22,7 +23,7 @@ from ikddit.evaluation.fid.reference import (
 )
 from ikddit.evaluation.fid.spaces import EMBEDDING, features_of
 from ikddit.evaluation.fid.weights import NoWeights, Weights, find_weights
-from ikddit.evaluation.generated import Generated, wafers_of
+from ikddit.evaluation.generated import wafers_of
 from ikddit.evaluation.scores import covariance_root, frechet_from_root, gaussian_of
 from ikddit.params import FidParams
 
@@ -51,17 +52,15 @@ def replicates(wanted: int, width: int) -> int:
     return wanted if width <= WIDE else -(-wanted // 5)
 
 
-def generated_maps(generated: Generated, split: PreparedSplit) -> MapSet:
+def generated_maps(samples: np.ndarray, wafers: pa.Table, split: PreparedSplit) -> MapSet:
     """What stage `generate` wrote, wafer by wafer, each map with the mask of its wafer.
 
     Raises:
         InputError: a wafer is not in the split.
     """
-    count, each = generated.samples.shape[:2]
-    valid = wafers_of(split, generated.wafers, "generated").valid
-    return MapSet(
-        "generated", generated.samples.reshape(-1, 2, 64, 64), valid, np.repeat(np.arange(count), each)
-    )
+    count, each = samples.shape[:2]
+    valid = wafers_of(split, wafers, "generated").valid
+    return MapSet("generated", samples.reshape(-1, 2, 64, 64), valid, np.repeat(np.arange(count), each))
 
 
 def weights_as_in(reference: Reference, params: FidParams) -> Weights | NoWeights:
