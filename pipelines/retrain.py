@@ -234,6 +234,8 @@ def _judge_champion(
     )
     seen |= {"triggers": list(decision.triggers), "reasons": list(decision.reasons)}
     if not decision.retrain:
+        if older := sorted(unseen - set(new)):
+            seen["reasons"].append(f"not in the champion: {', '.join(older)}; --force trains with them")
         return seen | {"decision": "not retrained" if unseen else "nothing new"}
     seen["challenger"] = train_challenger(root, params, store, name, parts, deliveries)
     version = seen["challenger"]["version"]

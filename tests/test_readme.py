@@ -72,6 +72,11 @@ def test_figures_of_the_distribution_are_those_of_metrics_json():
     withheld = [value(f"without_{name}_rmse_nm") for name in ("prev_map", "logs", "ids")]
     shown = cells("RMSE nm without previous map / logs / ids")
     assert shown == [" / ".join(f"{v:.3f}" for v in withheld), f"above {value('rmse_nm'):.3f}"]
+    covered = [value(f"without_{name}_m3s_coverage_90") for name in ("prev_map", "logs", "ids")]
+    assert cells("90 % interval of mean + 3 sigma covers, without them (100 wafers)") == [
+        " / ".join(f"{100 * v:.1f} %" for v in covered),
+        "90 %",
+    ]
     assert (
         cells("RMSE with another wafer's inputs, as a multiple")[0] == f"{value('shuffled_rmse_ratio'):.2f}"
     )
@@ -180,3 +185,4 @@ def test_acceptance_bounds_of_the_default_profile_hold_for_the_committed_run():
     assert value("shuffled_rmse_ratio") >= 1.5
     for name in ("prev_map", "logs", "ids"):
         assert value(f"without_{name}_rmse_nm") > value("rmse_nm")
+        assert 0.8 <= value(f"without_{name}_m3s_coverage_90")

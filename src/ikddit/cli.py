@@ -61,8 +61,8 @@ def _params_here(path: Path | None = None) -> "Params":
 
 @app.command("ui")
 def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port on this machine.", envvar="MLFLOW_PORT")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="MLFLOW_HOST")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on this checkout's store."""
     from ikddit.registry.ui import serve_ui

@@ -192,7 +192,16 @@ def test_champion_that_changed_during_the_training_is_not_replaced(
     ("window", "decision", "reasons"),
     [
         (1, "nothing new", ["no new wafers"]),  # 2024-01 has left the window, and is no news for ever
-        (0, "not retrained", ["drift not measured", "RMSE not measured", "champion 0 days old"]),
+        (
+            0,
+            "not retrained",
+            [
+                "drift not measured",
+                "RMSE not measured",
+                "champion 0 days old",
+                "not in the champion: 2024-01; --force trains with them",
+            ],
+        ),
     ],
 )
 def test_news_are_what_a_challenger_would_learn_from(

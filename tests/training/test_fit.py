@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ikddit.dataset.arrow import PreparedSplit
 from ikddit.dataset.prepare import prepare
@@ -11,7 +12,7 @@ from ikddit.dataset.vocabulary import Vocabularies
 from ikddit.embedding.encoders import UnifiedEmbedding
 from ikddit.embedding.fit import embedding_config, save_embedding
 from ikddit.params import PrepareParams, parse_params
-from ikddit.training.fit import fit
+from ikddit.training.fit import fit, measured_sigma
 from ikddit.training.mean import RIDGE_ALPHAS
 
 WAFERS = 120
@@ -50,3 +51,17 @@ def test_without_val_unseen_lots_choose_and_the_summary_names_no_error_of_val(pr
     mean = fitted.trainer.model.mean
     assert mean.config.spots == ()
     assert fitted.report["mean_parameters"] == sum(value.numel() for value in mean.state_dict().values()) > 0
+
+
+@pytest.mark.parametrize(("norm", "white"), [(40.0, 0.5), (2.0, 0.5)])
+def test_noise_levels_follow_from_a_mode_of_known_norm(norm: float, white: float) -> None:
+    """Residuals a u + white noise: the data's power is theirs, and noise hides a mode from twice its norm on."""
+    generator = torch.Generator().manual_seed(0)
+    mode = torch.randn(2, 64, 64, generator=generator)
+    mode /= mode.norm()
+    size = torch.randn(1000, 1, 1, 1, generator=generator)
+    size *= norm / size.square().mean().sqrt()
+    residual = size * mode + white * torch.randn(1000, 2, 64, 64, generator=generator)
+    sigma, high = measured_sigma(residual, torch.ones(1000, 1, 64, 64))
+    assert sigma == pytest.approx((norm**2 / 8192 + white**2) ** 0.5, rel=0.01)
+    assert high == pytest.approx(max(2 * norm, 10 * sigma), rel=0.02)

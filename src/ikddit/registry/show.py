@@ -89,7 +89,8 @@ def print_versions(rows: list[VersionRow], name: str) -> None:
 def _table(rows: list[VersionRow], name: str, columns: list[str]) -> "Table":
     from rich.table import Table
 
-    table = Table("version", "aliases", *columns, title=f"{name}: {len(rows)} versions", title_justify="left")
+    count = f"{len(rows)} version" + ("s" if len(rows) != 1 else "")
+    table = Table("version", "aliases", *columns, title=f"{name}: {count}", title_justify="left")
     for row in rows:
         tags = row.tags | {name: row.tags.get(name, "-")[:8] for name in SHORTENED}
         cells = [tags.get(column, "-") for column in columns]
