@@ -185,4 +185,4 @@ def test_acceptance_bounds_of_the_default_profile_hold_for_the_committed_run():
     assert value("shuffled_rmse_ratio") >= 1.5
     for name in ("prev_map", "logs", "ids"):
         assert value(f"without_{name}_rmse_nm") > value("rmse_nm")
-        assert 0.8 <= value(f"without_{name}_m3s_coverage_90")
+        assert value(f"without_{name}_m3s_coverage_90") >= 0.8
