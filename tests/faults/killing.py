@@ -139,7 +139,7 @@ class House:
         shutil.rmtree(self.root / ".dvc" / "cache" / "runs", ignore_errors=True)
         yaml = YAML()
         lock = yaml.load(self.root / "dvc.lock")
-        del lock["stages"][stage]
+        lock["stages"].pop(stage, None)  # gone already if a run failed
         yaml.dump(lock, self.root / "dvc.lock")
         for output in self.outputs:
             if with_outputs and output.stage == stage:

@@ -69,6 +69,29 @@ def test_two_first_uses_at_once_do_not_race(tmp_path: Path) -> None:
     assert answers[0] == answers[1] != ""
 
 
+def test_first_use_that_was_killed_in_the_migrations_leaves_no_half_database(tmp_path: Path) -> None:
+    """SIGKILL after a column that SQLite has kept (no transaction is open) and before MLflow notes its migration."""
+    script = """
+import os, signal, sys
+from alembic.operations import Operations
+from ikddit.registry.store import locate_store, open_store
+add_column = Operations.add_column
+
+def killed(self, *args, **kwargs):
+    add_column(self, *args, **kwargs)
+    if not self.get_bind().connection.dbapi_connection.in_transaction:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Operations.add_column = killed
+open_store(locate_store({"DVC_ROOT": sys.argv[1]}), "ikddit")
+"""
+    dead = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=tmp_path)
+    assert dead.returncode == -9
+    store = locate_store({"DVC_ROOT": str(tmp_path)})
+    client, experiment_id = open_store(store, "ikddit")
+    assert client.get_experiment(experiment_id).name == "ikddit"
+
+
 def test_run_of_a_dead_process_is_reaped_and_a_living_one_is_not(store: Store) -> None:
     client, experiment_id = open_store(store, "overlay")
     gone = subprocess.Popen([sys.executable, "-c", ""])

@@ -1,7 +1,9 @@
 """The one MLflow store of a checkout, shared by `dvc exp run --temp` and queued runs, which use a clone."""
 
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from ikddit.atomic import atomic_path
 from ikddit.checkout import SQLITE, checkout_root, tracking_uri
 from ikddit.console import log
 from ikddit.errors import RegistryError
@@ -117,6 +120,8 @@ def open_store(store: Store, experiment: str) -> tuple["MlflowClient", str]:
     try:
         # Two first uses at once would both create the tables, and one of them would die in the migration.
         with store.lock():
+            if store.database is not None and not store.database.exists():
+                _create_database(mlflow, store.database)
             mlflow.set_tracking_uri(store.uri)
             client = mlflow.MlflowClient()
             experiment_id = _experiment_id(client, experiment, store)
@@ -129,6 +134,20 @@ def open_store(store: Store, experiment: str) -> tuple["MlflowClient", str]:
         ) from None  # some of MLflow's messages repeat the whole URI, and a stack trace would show them
     reap(client, experiment_id)
     return client, experiment_id
+
+
+def _create_database(mlflow: ModuleType, database: Path) -> None:
+    """Let MLflow make its tables elsewhere and put the file in its place whole.
+
+    SQLite adds columns outside of any transaction: a process killed in MLflow's migrations would leave a database
+    that no later one could open.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / database.name
+        mlflow.MlflowClient(SQLITE + str(made)).search_experiments(max_results=1)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(database) as scratch:
+            shutil.copyfile(made, scratch)
 
 
 def quiet_mlflow() -> ModuleType:
