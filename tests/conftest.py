@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,15 @@ PIPELINE_FOLDERS = [Path(__file__).parent / name for name in ("pipeline", "fault
 DEAREST_FIRST = ("retrain", "end_to_end", "services", "kill", "disk", "determinism", "served", "team")
 """Groups of tests by what they take, for pytest-xdist: minutes of work that begin last would end alone."""
 START = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def plain_log() -> None:
+    """The package's logger as a program finds it: the command line and the fuzzed readers change it for the process."""
+    log = logging.getLogger("ikddit")
+    log.propagate = True
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups

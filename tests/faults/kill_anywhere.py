@@ -68,10 +68,7 @@ def one_round(house: House, kill: Kill, number: int, with_outputs: bool) -> Roun
     wrong, done.partly = house.half_written(killed)
     done.wrong += [f"half-written: {path}" for path in wrong]
     done.wrong += house.stores()
-    code, said = house.recover()
-    if code != 0:
-        done.by_hand = house.mend().strip()
-        code, said = house.recover()
+    code, said, done.by_hand = house.come_back()
     done.resumed = "resuming at step" in said
     if code != 0:
         done.wrong.append(f"dvc repro: exit code {code}: {said[-2000:]}")

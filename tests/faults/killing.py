@@ -256,6 +256,18 @@ class House:
         )
         return done.returncode, done.stdout + done.stderr
 
+    def come_back(self) -> tuple[int, str, str]:
+        """`recover`, where it refuses after `mend`: DVC may have been killed while it wrote dvc.lock in place.
+
+        Returns:
+            Exit code and output of the last `dvc repro`, and what was mended.
+        """
+        code, said = self.recover()
+        if code == 0:
+            return code, said, ""
+        by_hand = self.mend().strip()
+        return *self.recover(), by_hand
+
     def run_flow(self) -> list[str]:
         """What is wrong after one whole `ikddit run` on the stores that kills have left."""
         done = subprocess.run(

@@ -56,7 +56,7 @@ def test_killed_run_leaves_nothing_half_and_the_next_one_finishes(
     where = f"{killed.place}, {wait_s:.2f} s"
     assert killed.place != NOTHING, where
     assert house.half_written(killed)[0] == [], where
-    code, said = house.recover()
+    code, said, _ = house.come_back()
     assert code == 0, where + said
     assert differences(house.undisturbed, outcome(house.root, house.outputs)) == [], where
     assert house.scratch_left() == [], where
@@ -71,7 +71,7 @@ def test_killed_registration_leaves_a_store_that_answers_and_no_half_version(hou
     killed = house.kill_in_time(Kill("register", "in", wait_s), with_outputs=True)
     assert killed.place != NOTHING
     assert house.stores() == [], killed.place
-    code, said = house.recover()
+    code, said, _ = house.come_back()
     assert code == 0, said
     assert house.registered() == [], killed.place
     assert differences(house.undisturbed, outcome(house.root, house.outputs)) == []
@@ -87,7 +87,7 @@ def test_killed_training_goes_on_at_its_checkpoint_to_the_same_model(house: Hous
         killed = house.kill(Kill("train", "checkpoint", 0.0))
         assert killed.place == "train"
         assert house.half_written(killed)[0] == []
-        code, said = house.recover()
+        code, said, _ = house.come_back()
         assert code == 0, said
         assert "resuming at step" in said
         trained = [output for output in house.outputs if output.stage == "train"]
