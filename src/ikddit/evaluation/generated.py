@@ -66,9 +66,12 @@ class Generated:
         unseen = folder / f"unseen_{WAFERS}"
         samples, wafers = open_samples(folder)
         with _named(folder):
+            points = _arrays(folder / POINTS)
+            if "given" not in points:
+                raise ValueError(f"no {POINTS}/given.npy")
             return cls(
                 samples=samples,
-                points=_arrays(folder / POINTS),
+                points=points,
                 wafers=wafers,
                 unseen_wafers=pq.read_table(unseen) if unseen.exists() else None,
                 gate=read_json(folder / GATE),
