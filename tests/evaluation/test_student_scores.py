@@ -145,6 +145,12 @@ def test_maps_of_other_wafers_are_refused_by_name(fab, folder, tmp_path):
     pq.write_table(pa.table({"barcode": ["one"]}), tmp_path / "wafers.parquet")
     with pytest.raises(InputError, match="do not belong together"):
         Generated.open(tmp_path)
+    for name in ("wafers.parquet", "point"):
+        (tmp_path / name).unlink()
+    (tmp_path / "wafers.parquet").symlink_to(folder / "wafers.parquet")
+    (tmp_path / "point").mkdir()
+    with pytest.raises(InputError, match=r"no point/given\.npy"):
+        Generated.open(tmp_path)
 
 
 def test_what_the_gate_serves_is_what_is_drawn(fab, tmp_path, monkeypatch):
