@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ikddit.diffusion.edm import Preconditioning
-from ikddit.diffusion.sampler import sample_dpm
+from ikddit.diffusion.sampler import sample_trig
 from ikddit.networks.blocks import attend, position_grid
 from ikddit.networks.masking import complement, gather_tokens, scatter_tokens
 from ikddit.networks.outline import Outline, outline_positions
@@ -393,4 +393,4 @@ def sample_peer(
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             return denoised(network, precondition, x * valid, valid, levels, pooled) * usable
 
-    return sample_dpm(denoise, noise * usable, steps, precondition.sigma_data, *sigma_range)
+    return sample_trig(denoise, noise * usable, steps, precondition, *sigma_range)

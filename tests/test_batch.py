@@ -1,6 +1,5 @@
 """A folder of wafers into one file: killed in the middle, gone on with, and the same bits as without the kill."""
 
-import logging
 import shutil
 import signal
 import subprocess
@@ -110,8 +109,7 @@ def resumed(folder: Path, generator: Generator, records: Path, **request: float)
     return done.resumed
 
 
-def test_wafers_that_lack_an_input_are_counted(tmp_path, model, make_records, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
+def test_wafers_that_lack_an_input_are_counted(tmp_path, model, make_records, caplog):
     records = tmp_path / "records"
     records.mkdir()
     table = made_records(make_records, 0, 0)

@@ -35,7 +35,8 @@ def made_forecast() -> Forecast:
     rng = np.random.default_rng(0)
     maps = rng.normal(0, 2, (3, 2, 64, 64)).astype(np.float32)
     m3s = np.array([[5.04, 6.0], [7.0, 8.0], [3.0, 2.0]])
-    return Forecast(CODES, maps, np.full_like(maps, 0.5), m3s, m3s - 1, m3s + 1, np.array([0.0, 0.25, 1.0]))
+    risk = np.array([0.0, 0.25, 1.0])
+    return Forecast(CODES, maps, np.full_like(maps, 0.5), m3s, m3s - 1, m3s + 1, risk, ["", "", "logs"])
 
 
 class Fake(Generator):
@@ -65,10 +66,12 @@ class Fake(Generator):
 
 
 class Rows:
-    """As much of a prepared split as is asked for."""
+    """As much of a prepared split as is asked for; nothing is missing."""
 
     def __init__(self, barcode):
-        self.barcode = barcode
+        self.barcode, wafers = barcode, len(barcode)
+        self.prev_valid, self.ids = np.ones((wafers, 64, 64)), np.ones((wafers, len(ID_FIELDS)))
+        self.log_missing, self.line_templates = np.zeros((wafers, 4)), np.ones((wafers, 1))
 
     def __len__(self):
         return len(self.barcode)

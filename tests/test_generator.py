@@ -11,8 +11,9 @@ import torch
 from ikddit.diffusion.model import OverlayModel
 from ikddit.errors import InputError, ModelError
 from ikddit.evaluation.specification import call_of_samples
-from ikddit.forecast import ForecastFiles, Written
+from ikddit.forecast import ForecastFiles, Written, forecast_figure, forecast_of_table, forecast_table
 from ikddit.generator import Generator
+from ikddit.mpom.schema import ID_FIELDS
 from ikddit.overlay import kpi
 from made_generator import made_generator, write_generator
 
@@ -42,6 +43,22 @@ def test_forecast_has_a_row_per_wafer_and_ordered_intervals(generator):
     assert (out["m3s_x_low_nm"] <= out["m3s_x_nm"]).all()
     assert (out["m3s_x_nm"] <= out["m3s_x_high_nm"]).all()
     assert out["out_of_spec"].between(0, 1).all()
+
+
+def test_forecast_names_the_inputs_that_a_wafer_lacks(generator):
+    frame = made_frame(["w1", "w2", "w3"])
+    frame.loc[1, "scanner_id"] = "never seen"
+    frame.at[2, "log_lines"], frame.at[2, "log_features"] = [], [None, None]
+    frame.at[2, "prev_map"] = [None] * 8192
+    forecast = generator.predict(generator._table(frame), n=2, steps=2)
+    lacking = [set(text.split(", ")) for text in forecast.missing]
+    assert lacking[0] == {name for name in ID_FIELDS if name != "scanner_id"}
+    assert lacking[1] == lacking[0] | {"scanner_id"}
+    assert lacking[2] == lacking[0] | {"prev_map", "logs"}
+    assert forecast_of_table(forecast_table(forecast)).missing == forecast.missing
+    figure = forecast_figure(forecast, 2, generator.usable)
+    title = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+    assert f"forecast without {forecast.missing[2]}" in title
 
 
 def test_out_of_spec_is_the_probability_that_is_scored(generator):
@@ -146,7 +163,7 @@ def test_guidance_the_model_was_not_trained_for_is_refused(generator, kind):
         ({"sigma_low": 5.0}, "sigma_low < sigma_high"),
         ({"inference": "half"}, "use full or masked"),
         ({"mask_ratio": 1.0}, "mask_ratio"),
-        ({"sampler": "euler"}, "dpm, heun or ddpm"),
+        ({"sampler": "euler"}, "trig, dpm, heun or ddpm"),
         ({"sampler": "ddpm", "steps": 1001}, "at most 1000"),
     ],
 )
@@ -155,7 +172,7 @@ def test_bad_sampling_option_is_refused_by_name(generator, options, message):
         generator.sample(generator._table(made_frame(["w1"])), **({"n": 1, "steps": 2} | options))
 
 
-@pytest.mark.parametrize("sampler", ["heun", "ddpm"])
+@pytest.mark.parametrize("sampler", ["dpm", "heun", "ddpm"])
 def test_samples_of_other_samplers_do_not_depend_on_neighbours_either(generator, sampler):
     frame = made_frame(["w1", "w2"])
     together = generator.sample(generator._table(frame), n=2, steps=4, sampler=sampler)
@@ -173,16 +190,19 @@ def test_forecast_point_is_not_guided(generator):
 
 
 def test_point_is_the_mean_and_the_denoisers_even_part_at_the_highest_noise(generator, monkeypatch):
-    """What the denoiser keeps of the noise cancels between antithetic pairs; what it says of the condition stays."""
+    """What the denoiser keeps of the noise cancels between antithetic pairs; what it says of the condition stays.
+
+    Of a mean m Bayes' answer there is sigma^2 / (v + sigma^2) m, v the variance of the prior.
+    """
     monkeypatch.setattr(generator.model.mean, "forward", lambda c: torch.full((len(c), 2, 64, 64), 3.0))
 
     def denoise(x, sigma, cache):
         assert float(sigma) == 20.0
-        return 0.25 + 0.2 * x, None
+        return 0.25 * 400 / (generator.model.config.sigma_data**2 + 400) + 0.2 * x, None
 
     monkeypatch.setattr(generator.model, "denoise", denoise)
     point = generator.point(generator._table(made_frame(["w1", "w2"])))
-    np.testing.assert_allclose(point[..., generator.usable], 2.0 * (3.0 + 0.25), rtol=1e-5)
+    np.testing.assert_allclose(point[..., generator.usable], 2.0 * (3.0 + 0.25), rtol=1e-6)
 
 
 def test_generate_command_hands_the_sampling_options_over(monkeypatch):

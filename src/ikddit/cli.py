@@ -235,7 +235,7 @@ def generate(
     inference: Annotated[
         str | None, typer.Option(help="full or masked; default what the acceptance gate decided.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="dpm, heun or ddpm.")] = "dpm",
+    sampler: Annotated[str, typer.Option(help="trig, dpm, heun or ddpm.")] = "trig",
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
     samples: Annotated[
         Path | None, typer.Option(help="Parquet file for all sample maps too, 32 KiB each.")

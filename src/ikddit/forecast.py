@@ -1,6 +1,7 @@
 """What a forecast is and the files it goes to: Parquet of forecasts and samples, one picture per wafer."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from matplotlib.figure import Figure
 
+TITLE_WIDTH = 48
+"""Characters of a line above two panels."""
 MAP_VALUES = 2 * 64 * 64
 _SAMPLE_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("barcode", pa.string(), nullable=False),
@@ -50,10 +53,12 @@ class Forecast:
     """Its upper end."""
     out_of_spec: Float[np.ndarray, " W"]
     """Probability that the larger measured M3S exceeds the limit, by the law of the intervals."""
+    missing: list[str]
+    """Inputs that the wafer lacks or, of ids, that training did not know, as `prev_map, scanner_id`; empty: none."""
 
 
 def forecast_table(forecast: Forecast) -> pa.Table:
-    """A forecast as a table, one wafer a row: barcode, mean and sigma (flat lists, nm), M3S, out_of_spec."""
+    """A forecast as a table, one wafer a row: barcode, mean and sigma (flat lists, nm), M3S, out_of_spec, missing."""
     columns: dict[str, Any] = {
         "barcode": forecast.barcode,
         "mean": list(forecast.mean.reshape(len(forecast.mean), -1)),
@@ -63,7 +68,7 @@ def forecast_table(forecast: Forecast) -> pa.Table:
         columns[f"m3s_{name}_nm"] = forecast.m3s[:, axis]
         columns[f"m3s_{name}_low_nm"] = forecast.m3s_low[:, axis]
         columns[f"m3s_{name}_high_nm"] = forecast.m3s_high[:, axis]
-    return pa.table(columns | {"out_of_spec": forecast.out_of_spec})
+    return pa.table(columns | {"out_of_spec": forecast.out_of_spec, "missing": forecast.missing})
 
 
 def forecast_of_table(table: pa.Table) -> Forecast:
@@ -80,9 +85,12 @@ def forecast_of_table(table: pa.Table) -> Forecast:
     def axes(kind: str) -> np.ndarray:
         return np.stack([numbers(f"m3s_{name}{kind}_nm") for name in "xy"], axis=1)
 
-    barcode = [str(code) for code in table.column("barcode").to_pylist()]
+    def texts(name: str) -> list[str]:
+        return [str(text) for text in table.column(name).to_pylist()]
+
     intervals = axes(""), axes("_low"), axes("_high")
-    return Forecast(barcode, maps("mean"), maps("sigma"), *intervals, numbers("out_of_spec"))
+    law = numbers("out_of_spec")
+    return Forecast(texts("barcode"), maps("mean"), maps("sigma"), *intervals, law, texts("missing"))
 
 
 def samples_table(barcodes: list[str], maps: Float[np.ndarray, "W n 2 64 64"]) -> pa.Table:
@@ -130,9 +138,10 @@ def forecast_figure(
         Panel("sigma", forecast.sigma[wafer], shown=usable, kind="sigma"),
     ]
     limits = Limits(map_nm=scale_nm, sigma_nm=scale_nm / 4)
-    return panel_figure(
-        panels, limits, title=f"{forecast.barcode[wafer]}\n{m3s_line(forecast, wafer, limit_nm)}"
-    )
+    lines = [forecast.barcode[wafer], m3s_line(forecast, wafer, limit_nm)]
+    if forecast.missing[wafer]:
+        lines += textwrap.wrap(f"forecast without {forecast.missing[wafer]}", TITLE_WIDTH)
+    return panel_figure(panels, limits, title="\n".join(lines))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ikddit.embedding.conditions import gather_conditions, missing_inputs
 from ikddit.errors import InputError, ModelError
 from ikddit.forecast import Forecast, forecast_table
 from ikddit.manifest import check_manifest, file_hashes, fingerprint
+from ikddit.mpom.schema import ID_FIELDS
 from ikddit.overlay.kpi import m3s_interval_nm, out_of_spec_probability, samples_m3s_nm
 
 if TYPE_CHECKING:
@@ -139,9 +140,9 @@ class Generator:
             InputError: an option is out of range, or the model was not trained for this guidance.
         """
         config = self.model.config
-        sampler = options.get("sampler", "dpm")
-        if sampler not in ("dpm", "heun", "ddpm"):
-            raise InputError("request", "sampler", repr(sampler), "use dpm, heun or ddpm")
+        sampler = options.get("sampler", "trig")
+        if sampler not in ("trig", "dpm", "heun", "ddpm"):
+            raise InputError("request", "sampler", repr(sampler), "use trig, dpm, heun or ddpm")
         if sampler == "ddpm" and steps > DDPM_STEPS:
             raise InputError("request", "steps", str(steps), f"the ddpm sampler has at most {DDPM_STEPS}")
         inference = options.get("inference") or config.served
@@ -198,26 +199,28 @@ class Generator:
     def point(self, records: Records, seed: int = 0) -> Float[np.ndarray, "W 2 64 64"]:
         """The point forecast in nm: mu(c) plus the residual's mean.
 
-        At the highest noise the denoiser's answer is E[residual | c] (EDM), but for what `sigma_max` leaves of the
-        leading modes: 0.8 of their mean (docs/model.md). It is averaged over two antithetic pairs of noise, so it
-        carries no sampling noise worth the name.
+        At the highest noise the denoiser's answer is E[residual | c] (EDM), shrunk by what the preconditioning knows
+        of that noise, which is undone. It is averaged over two antithetic pairs of noise, so it carries no sampling
+        noise worth the name.
         """
         split = self._encode(records)
         out = np.empty((len(split), 2, 64, 64), np.float32)
         device = self.model.usable.device
-        sigma = torch.tensor(self.model.config.sigma_max)
+        sigma = torch.tensor(self.model.config.sigma_max, device=device)
+        precondition = self.model.precondition
         with torch.inference_mode():
             for start in range(0, len(split), SAMPLES_AT_ONCE // 2):
                 block = slice(start, min(start + SAMPLES_AT_ONCE // 2, len(split)))
                 conditions = gather_conditions(split, block, self.normaliser.sigma_nm).to(device)
                 cache = self.model.condition(conditions)
                 generator = torch.Generator().manual_seed(seed)
-                total: Tensor = self.model.mean(conditions)
+                residual: Tensor = torch.zeros(1, device=device)
                 for _ in range(POINT_PAIRS):
                     noise = torch.randn(1, 2, 64, 64, generator=generator).to(device) * self.model.usable
                     for sign in (1, -1):
-                        x = (sign * sigma.to(device) * noise).expand(len(conditions), -1, -1, -1)
-                        total = total + self.model.denoise(x, sigma, cache)[0] / (2 * POINT_PAIRS)
+                        x = precondition.noisy(sign * noise, sigma).expand(len(conditions), -1, -1, -1)
+                        residual = residual + self.model.denoise(x, sigma, cache)[0] / (2 * POINT_PAIRS)
+                total = self.model.mean(conditions) + precondition.unshrunk(residual, sigma)
                 out[block] = (total * self.model.usable * self.normaliser.sigma_nm).cpu().numpy()
         return out
 
@@ -263,6 +266,7 @@ class Generator:
             m3s_low=low,
             m3s_high=high,
             out_of_spec=out_of_spec_probability(m, limit_nm),
+            missing=_missing(split),
         )
 
     def predict_frame(
@@ -283,7 +287,7 @@ class Generator:
 
         Returns:
             barcode, mean and sigma (flat lists of 2*64*64, nm), m3s_x_nm, m3s_x_low_nm, m3s_x_high_nm (and y),
-            out_of_spec.
+            out_of_spec, missing (text; inputs that the wafer lacks or, of ids, that training did not know).
 
         Raises:
             InputError: names the column that does not fit.
@@ -309,6 +313,14 @@ class Generator:
                 config.embedding.values_per_line,
             )
         )
+
+
+def _missing(split: PreparedSplit) -> list[str]:
+    """What each wafer lacks of `missing_inputs`, by name: its sigma is the larger for it."""
+    names = np.array(["prev_map", "logs", *ID_FIELDS])
+    logs = (split.log_missing > 0).all(1) & (split.line_templates == 0).all(1)
+    lacking = np.column_stack([~split.prev_valid.any((1, 2)), logs, split.ids == 0])
+    return [", ".join(names[row]) for row in lacking]
 
 
 def _wafer_seed(seed: int, barcode: str) -> int:

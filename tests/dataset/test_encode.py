@@ -76,10 +76,7 @@ def test_one_null_map_among_others_is_the_only_one_emptied(make_records) -> None
     assert np.array_equal(split.map[2], encode(full).map[2])
 
 
-def test_rgb_records_are_encoded_without_their_maps_and_it_is_logged(
-    make_records, caplog, monkeypatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
+def test_rgb_records_are_encoded_without_their_maps_and_it_is_logged(make_records, caplog) -> None:
     warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="ikddit"):
         split = encode(make_records(2, units="rgb", target=False))

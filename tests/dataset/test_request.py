@@ -1,7 +1,5 @@
 """What callers send becomes records of the model's channels, or is refused by its column."""
 
-import logging
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,9 +49,7 @@ def test_a_model_and_records_without_channels_fit_all(make_records) -> None:
     assert np.isnan(np.array(filled.column("log_features").to_pylist())).all()
 
 
-def test_what_holds_for_every_batch_is_said_once(make_records, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("ikddit"), "handlers", [])  # the command line's, if it ran before
+def test_what_holds_for_every_batch_is_said_once(make_records, caplog) -> None:
     warn_once.cache_clear()
     table = make_records(4, log_names=["a"], log_features=[[1.0]] * 4)
     for start in range(0, 4, 2):

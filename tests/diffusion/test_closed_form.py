@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ikddit.diffusion.sampler import DDPM_STEPS, karras_sigmas, sample_ddpm, sample_dpm, sample_heun
+from ikddit.diffusion.edm import Preconditioning
+from ikddit.diffusion.sampler import (
+    DDPM_STEPS,
+    karras_sigmas,
+    sample_ddpm,
+    sample_dpm,
+    sample_heun,
+    sample_trig,
+)
 
 LOW, HIGH = 0.002, 80.0
 MEAN = torch.tensor([0.7, -0.3, 0.0, 0.2], dtype=torch.float64)
@@ -25,12 +33,16 @@ def ideal(x, sigma, _number):
     return (MEAN + (flat - MEAN) @ gain.T).view_as(x).to(x.dtype)
 
 
+def trig(noise, steps):
+    return sample_trig(ideal, noise, steps, Preconditioning(0.5), LOW, HIGH)
+
+
 def dpm(noise, steps):
-    return sample_dpm(ideal, noise, steps, 0.5, LOW, HIGH)
+    return sample_dpm(ideal, HIGH * noise, steps, 0.5, LOW, HIGH)
 
 
 def heun(noise, steps):
-    return sample_heun(ideal, noise, steps, LOW, HIGH)
+    return sample_heun(ideal, HIGH * noise, steps, LOW, HIGH)
 
 
 def affine_map(sampler, steps):
@@ -40,7 +52,7 @@ def affine_map(sampler, steps):
     return out[0], (out[1:] - out[0]).T
 
 
-@pytest.mark.parametrize("sampler", [dpm, heun])
+@pytest.mark.parametrize("sampler", [trig, dpm, heun])
 def test_output_has_mean_and_covariance_of_the_data(sampler):
     mean, linear = affine_map(sampler, 100)
     # the exact flow from sigma_max to 0: each eigenvector of the covariance is scaled by sqrt(v s^2 / (v + s^2))
@@ -51,7 +63,7 @@ def test_output_has_mean_and_covariance_of_the_data(sampler):
     torch.testing.assert_close(mean, MEAN, atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", [dpm, heun])
+@pytest.mark.parametrize("sampler", [trig, dpm, heun])
 def test_few_steps_keep_the_mean_and_most_of_the_spread(sampler):
     mean, linear = affine_map(sampler, 20)
     torch.testing.assert_close(mean, MEAN, atol=2e-2, rtol=0)
@@ -59,10 +71,11 @@ def test_few_steps_keep_the_mean_and_most_of_the_spread(sampler):
     assert ((spread > 0.9) & (spread < 1.1)).all()
 
 
-def test_dpm_approaches_heun_as_steps_grow():
+@pytest.mark.parametrize("sampler", [trig, dpm])
+def test_one_evaluation_a_step_approaches_heun_as_steps_grow(sampler):
     noise = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(1))
     reference = heun(noise, 400)
-    errors = [float((dpm(noise, steps) - reference).abs().max()) for steps in (25, 50, 100, 200)]
+    errors = [float((sampler(noise, steps) - reference).abs().max()) for steps in (25, 50, 100, 200)]
     for coarse, fine in itertools.pairwise(errors):
         assert fine < 0.6 * coarse
     assert errors[-1] < 2e-3
@@ -124,7 +137,7 @@ def test_noise_levels_fall_from_largest_to_zero():
     assert (sigmas.diff() < 0).all()
 
 
-@pytest.mark.parametrize(("sampler", "evaluations"), [("dpm", 7), ("heun", 13), ("ddpm", 7)])
+@pytest.mark.parametrize(("sampler", "evaluations"), [("trig", 7), ("dpm", 7), ("heun", 13), ("ddpm", 7)])
 def test_evaluations_are_counted_from_zero(sampler, evaluations):
     seen = []
 
@@ -133,7 +146,9 @@ def test_evaluations_are_counted_from_zero(sampler, evaluations):
         return ideal(x, sigma, number)
 
     noise = torch.zeros(1, 1, 2, 2)
-    if sampler == "dpm":
+    if sampler == "trig":
+        sample_trig(spy, noise, 7, Preconditioning(0.5), LOW, HIGH)
+    elif sampler == "dpm":
         sample_dpm(spy, noise, 7, 0.5, LOW, HIGH)
     elif sampler == "heun":
         sample_heun(spy, noise, 7, LOW, HIGH)

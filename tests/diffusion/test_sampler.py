@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ikddit.diffusion.edm import Preconditioning, masked_mean
-from ikddit.diffusion.sampler import sample_dpm, sample_heun
+from ikddit.diffusion.sampler import sample_trig
 from ikddit.errors import TrainingError
 
 MEAN, SD = 0.7, 0.5
@@ -14,24 +14,6 @@ MEAN, SD = 0.7, 0.5
 def ideal(x, sigma, _number):
     """E[y | x] for y ~ N(MEAN, SD^2), x = y + sigma n."""
     return (SD**2 * x + sigma**2 * MEAN) / (SD**2 + sigma**2)
-
-
-@pytest.mark.parametrize("sampler", ["dpm", "heun"])
-def test_sampler_reproduces_a_gaussian(sampler):
-    noise = torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    if sampler == "dpm":
-        out = sample_dpm(ideal, noise, 40, 0.5, 0.002, 80.0)
-    else:
-        out = sample_heun(ideal, noise, 40, 0.002, 80.0)
-    assert abs(float(out.mean()) - MEAN) < 0.01
-    assert abs(float(out.std()) - SD) < 0.01
-
-
-def test_samplers_agree_map_by_map():
-    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    a = sample_dpm(ideal, noise, 60, 0.5, 0.002, 80.0)
-    b = sample_heun(ideal, noise, 60, 0.002, 80.0)
-    torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
 
 
 def test_preconditioned_input_and_target_have_unit_variance():
@@ -119,19 +101,60 @@ def test_network_target_has_unit_variance_and_the_loss_of_an_idle_network_is_one
     assert abs(float(loss.mean()) - 1) < 0.05
 
 
-def test_sampling_with_an_idle_network_reproduces_the_covariance_of_the_data():
-    p, _ = measured(3)
-    noise = torch.randn(400, 2, 64, 64, generator=torch.Generator().manual_seed(7))
+def idle(p: Preconditioning):
+    """The denoiser of a network whose output is 0: the linear estimate."""
 
     def denoise(x, sigma, _number):
         level = sigma.expand(len(x))
         return p.denoised(p.inputs(x, level)[2], level, torch.zeros_like(x))
 
-    out = sample_dpm(denoise, noise, 16, p.sigma_data, 0.02, 60.0).flatten(1)
-    scores = out @ p.modes.T
-    np.testing.assert_allclose(scores.std(0), p.mode_variance.sqrt(), rtol=0.12)
-    rest = out - scores @ p.modes
-    assert abs(float(rest.std()) / float(p.rest_variance.sqrt()) - 1) < 0.05
+    return denoise
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_sampling_with_an_idle_network_gives_noise_of_the_measured_covariance_in_any_number_of_steps(steps):
+    """Sigma^1/2 z itself, though sampling starts at twice the leading mode's norm as training measures it."""
+    p, _ = measured(3)
+    noise = torch.randn(8, 2, 64, 64, generator=torch.Generator().manual_seed(7))
+    high = 2 * float(p.mode_variance[0].sqrt())
+    out = sample_trig(idle(p), noise, steps, p, 0.02, high).flatten(1)
+    scores, unit = out @ p.modes.T, noise.flatten(1) @ p.modes.T
+    torch.testing.assert_close(scores, unit * p.mode_variance.sqrt(), rtol=1e-3, atol=1e-3)
+    rest = noise.flatten(1) - unit @ p.modes
+    torch.testing.assert_close(out - scores @ p.modes, rest * p.rest_variance.sqrt(), rtol=1e-3, atol=1e-3)
+
+
+def test_unit_noise_is_given_the_covariance_of_residual_and_noise():
+    p, residual = measured(3)
+    g = torch.Generator().manual_seed(10)
+    mixed = (residual + 3.0 * torch.randn(residual.shape, generator=g)).flatten(1)
+    drawn = p.noisy(torch.randn(residual.shape, generator=g), torch.tensor(3.0)).flatten(1)
+    # 600 wafers: four standard errors of a ratio of two standard deviations
+    np.testing.assert_allclose(
+        (drawn @ p.modes.T).std(0), (mixed @ p.modes.T).std(0), rtol=4 / len(residual) ** 0.5
+    )
+    assert abs(float(drawn.std() / mixed.std()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("sigma", [0.02, 1.0, 50.0])
+def test_output_turns_a_denoised_map_back_into_the_networks_output(sigma):
+    p, residual = measured(3)
+    g = torch.Generator().manual_seed(11)
+    x, raw = residual[:4] + sigma, torch.randn(4, 2, 64, 64, generator=g)
+    level = torch.full((4,), sigma)
+    answer = p.denoised(p.inputs(x, level)[2], level, raw)
+    torch.testing.assert_close(p.output(answer, x, torch.tensor(sigma)), raw, rtol=0, atol=5e-3)
+
+
+def test_conditional_mean_comes_back_from_what_a_finite_noise_leaves_of_it():
+    """Bayes for N(m, Sigma), dense, with numpy: averaged over x it is (1 - Sigma (Sigma + sigma^2)^-1) m."""
+    p, residual = measured(3)
+    u, v, rest = p.modes.double().numpy(), p.mode_variance.double().numpy(), float(p.rest_variance)
+    sigma, m = 20.0, residual[:2].flatten(1).double().numpy()
+    scores = m @ u.T
+    left = m - (scores * v / (v + sigma**2)) @ u - rest / (rest + sigma**2) * (m - scores @ u)
+    found = p.unshrunk(torch.from_numpy(left).float().view(2, 2, 64, 64), torch.tensor(sigma))
+    np.testing.assert_allclose(found.flatten(1).numpy(), m, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0, 5.0])
@@ -170,8 +193,8 @@ def test_few_wafers_fill_few_modes_and_the_idle_loss_stays_one():
     assert torch.isfinite(p.mode_variance).all()
     level = torch.full((200,), 1.0)
     x = residual + torch.randn(residual.shape, generator=torch.Generator().manual_seed(9))
-    idle = p.denoised(p.inputs(x, level)[2], level, torch.zeros_like(x))
-    assert abs(float(p.loss(idle - residual, level, torch.ones(200, 1, 64, 64)).mean()) - 1) < 0.1
+    answer = idle(p)(x, torch.tensor(1.0), 0)
+    assert abs(float(p.loss(answer - residual, level, torch.ones(200, 1, 64, 64)).mean()) - 1) < 0.1
 
 
 def test_modes_that_cannot_be_measured_are_refused_with_the_setting():

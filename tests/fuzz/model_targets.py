@@ -72,7 +72,7 @@ class Reading(Generator):
         for i, size in enumerate(self.vocabularies.id_sizes):
             codes = split.ids[:, i]
             require(bool(((codes >= 0) & (codes < size)).all()), "codes are in the model's tables")
-        return Forecast(split.barcode, maps, maps, pairs, pairs, pairs, np.zeros(wafers))
+        return Forecast(split.barcode, maps, maps, pairs, pairs, pairs, np.zeros(wafers), [""] * wafers)
 
 
 @cache

@@ -1,6 +1,5 @@
 """Control charts against hand-made machines, loops and the textbook's formulas."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -274,9 +273,8 @@ def test_the_command_prints_alarms_and_refuses_an_empty_folder(
 
 
 def test_records_without_earlier_weeks_are_not_called_free_of_alarms(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ikddit"), "propagate", True)
     records = write_records(tmp_path / "records", 3.0)
     few = PARAMS.model_copy(update={"reference_periods": 40})
     out = tmp_path / "page.html"

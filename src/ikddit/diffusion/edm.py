@@ -96,6 +96,45 @@ class Preconditioning(nn.Module):
             _, left = self._mode_gains(sigma)
             return linear + self._scaled(raw.float(), self.coefficients(sigma.view(-1, 1, 1, 1))[1], left)
 
+    def noisy(self, unit: Float[Tensor, "B C H W"], sigma: Tensor) -> Float[Tensor, "B C H W"]:
+        """(Sigma + sigma^2)^1/2 z: unit noise z with the covariance of residual + sigma * noise, sigma a scalar."""
+        rest = (self.rest_variance + sigma**2).sqrt().view(1, 1, 1, 1)
+        return self._scaled(unit, rest, (self.mode_variance + sigma**2).sqrt()[None])
+
+    def output(
+        self, denoised: Float[Tensor, "B C H W"], x: Float[Tensor, "B C H W"], sigma: Tensor
+    ) -> Float[Tensor, "B C H W"]:
+        """The network's output F behind an answer D(x; sigma), sigma a scalar above 0: `denoised` turned round."""
+        level = sigma.view(1)
+        gain, left = self._mode_gains(level)
+        skip, c_out, _, _ = self.coefficients(level.view(1, 1, 1, 1))
+        return self._scaled(denoised - self._scaled(x, skip, gain), 1 / c_out, 1 / left)
+
+    def unshrunk(self, estimate: Float[Tensor, "B C H W"], sigma: Tensor) -> Float[Tensor, "B C H W"]:
+        """The residual's mean from the mean of D(x; sigma) over x = (Sigma + sigma^2)^1/2 z, sigma a scalar above 0.
+
+        That mean is (1 - W) of it, since noise of a finite sigma leaves something of the prior.
+        """
+        factor = 1 + self.mode_variance[None] / sigma**2
+        return self._scaled(estimate, (1 + self.rest_variance / sigma**2).view(1, 1, 1, 1), factor)
+
+    def turned(
+        self, raw: Float[Tensor, "B C H W"], here: Tensor, there: Tensor, before: Tensor | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """`raw` times the angle between two noise levels, atan(sigma / sd) of each mode's standard deviation sd.
+
+        Args:
+            before: the noise level before `here`; set: times h^2 / (2 h'), with h the angle from `here` to `there` and
+                h' that from `before` to `here`: the correction of Adams and Bashforth's second order.
+        """
+
+        def angle(variance: Tensor) -> Tensor:
+            sd = variance.sqrt()
+            step = (here / sd).atan() - (there / sd).atan()
+            return step if before is None else step**2 / (2 * ((before / sd).atan() - (here / sd).atan()))
+
+        return self._scaled(raw, angle(self.rest_variance).view(1, 1, 1, 1), angle(self.mode_variance)[None])
+
     def loss(
         self, error: Float[Tensor, "B 2 64 64"], sigma: Float[Tensor, " B"], valid: Float[Tensor, "B 1 64 64"]
     ) -> Float[Tensor, " B"]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ikddit.device import fast_bf16
 from ikddit.diffusion.edm import Preconditioning
 from ikddit.diffusion.plan import Inference, SamplingPlan, visible_at
-from ikddit.diffusion.sampler import sample_ddpm, sample_dpm, sample_heun
+from ikddit.diffusion.sampler import sample_ddpm, sample_dpm, sample_heun, sample_trig
 from ikddit.embedding.conditions import Conditions
 from ikddit.embedding.encoders import ConditionTokens, EmbeddingConfig, UnifiedEmbedding
 from ikddit.errors import ModelError
@@ -214,13 +214,16 @@ class OverlayModel(nn.Module):
 
         noise = noise * self.usable
         low, high = self.config.sigma_min, self.config.sigma_max
-        if plan.sampler == "heun":
-            return sample_heun(denoise, noise, plan.steps, low, high)
+        if plan.sampler == "trig":
+            return sample_trig(denoise, noise, plan.steps, self.precondition, low, high)
         if plan.sampler == "ddpm":
             if generators is None:
                 raise ValueError("the ddpm sampler needs `generators`")
             return sample_ddpm(denoise, noise, plan.steps, sigma_data, generators)
-        return sample_dpm(denoise, noise, plan.steps, sigma_data, low, high)
+        start = self.precondition.noisy(noise, torch.tensor(high, device=noise.device))
+        if plan.sampler == "heun":
+            return sample_heun(denoise, start, plan.steps, low, high)
+        return sample_dpm(denoise, start, plan.steps, sigma_data, low, high)
 
     def _branch(self, cache: ConditionCache, masks: Tensor | None, plan: SamplingPlan) -> "Branch":
         """A denoiser that remembers its own deep features from one evaluation to the next."""

@@ -25,7 +25,7 @@ class SamplingPlan:
     mask_ratio: float | None = None
     """Share of tokens hidden from the deep encoder in masked inference; None: as trained."""
     guidance: Guidance | None = None
-    sampler: Sampler = "dpm"
+    sampler: Sampler = "trig"
 
     @property
     def evaluations(self) -> int:
@@ -45,7 +45,7 @@ class RareOptions(TypedDict, total=False):
     inference: Inference | None
     """`full` or `masked`; None takes what the acceptance gate decided."""
     sampler: Sampler
-    """`dpm` (default), `heun` or `ddpm`; the last is there to be compared with, at 1,000 steps."""
+    """`trig` (default), `dpm`, `heun` or `ddpm`; the last is there to be compared with, at 1,000 steps."""
 
 
 class SamplingOptions(RareOptions, total=False):
