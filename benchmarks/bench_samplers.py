@@ -2,10 +2,10 @@
 
     python benchmarks/bench_samplers.py [--steps 6 10 20] [--explained 0 0.5]
 
-Needs `dvc repro train`: the modes and variances are those of models/student. Its network is replaced by what an ideal one
-would say if the condition explained a share of every mode's variance: residual ~ N(m, (1 - share) Sigma). The flow is
-linear then, so one map of noise gives every mode's factor exactly. Prints one JSON object; by mode (1 is the leading one,
-`rest` what is outside the modes) `sd` over the data's standard deviation, and `mean`, the part of m that samples have.
+Needs `dvc repro train`: the modes and variances are those of models/student. Its network is replaced by what an ideal
+one would say if the condition explained a share of every mode's variance: residual ~ N(m, (1 - share) Sigma). The flow
+is linear then, so one map of noise gives every mode's factor exactly. Prints one JSON object; by mode (1 is the leading
+one, `rest` what is outside the modes) `sd` over the data's standard deviation, and `mean`, the part of m that is kept.
 """
 
 import argparse
