@@ -88,9 +88,11 @@ def test_seeds_are_read_from_the_table_in_which_nothing_else_differs(reports: Pa
     (reports / "ablations/masks.csv").write_text(
         "run,mask_ratio,seed,rmse_nm\na,0.0,0,1.0\nb,0.5,0,2.0\n", encoding="utf-8"
     )
-    (reports / "ablations/seeds.csv").write_text("run,seed,rmse_nm\na,0,0.8\nb,1,0.9\n", encoding="utf-8")
+    (reports / "ablations/seeds.csv").write_text(
+        "run,seed,device,rmse_nm\na,0,cpu,0.8\nb,1,cuda,0.9\n", encoding="utf-8"
+    )
     card = build_card(reports, Params())
-    assert "2 seeds (0, 1; `reports/ablations/seeds.csv`" in card
+    assert "2 seeds (0, 1; `reports/ablations/seeds.csv`; ? test wafers; cpu / cuda), mean" in card
     assert "RMSE nm 0.850 ± 0.071." in card
 
 

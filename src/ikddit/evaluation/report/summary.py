@@ -85,6 +85,8 @@ class Ablation:
     metrics: list[str]
     groups: list[Group]
     test_wafers: str
+    devices: str
+    """Where the runs were made, as cpu / cuda; their times compare on one device alone."""
 
     @property
     def slug(self) -> str:
@@ -125,7 +127,10 @@ def ablation(name: str, rows: Sequence[Row]) -> Ablation:
         seeds = ", ".join(dict.fromkeys(str(row["seed"]) for row in members if row.get("seed") is not None))
         groups.append(Group(label, len(members), seeds, {m: s for m, s in found.items() if s}))
     counts = {str(row["n_wafers"]) for row in rows if row.get("n_wafers") is not None}
-    return Ablation(name, swept, metrics, groups, " / ".join(sorted(counts, key=int)))
+    devices = {str(row["device"]) for row in rows if row.get("device")}
+    return Ablation(
+        name, swept, metrics, groups, " / ".join(sorted(counts, key=int)), " / ".join(sorted(devices))
+    )
 
 
 def repeated_runs(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
