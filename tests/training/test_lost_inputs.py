@@ -24,10 +24,7 @@ HELD = PREVIOUS, LOGS, SCANNER, CHUCK, CHAMBER
 
 @pytest.fixture(scope="module")
 def fitted():
-    """The conditional mean of a fab each of whose effects is 1 nm RMS (0.8 nm the previous map's), and its wafers.
-
-    One mark in twenty is invalid at random, and counts as 0 nm in the fit: it tells 0.95 of what it could.
-    """
+    """The conditional mean of a fab each of whose effects is 1 nm RMS (0.8 nm the previous map's), and its wafers."""
     train = small_fab(600, seed=0)
     params = MeanParams(components=12, interactions=20)
     fit = fit_mean(train, small_fab(200, seed=1), ["", "?", "a", "b"], SIZES, 1.0, params, 0)

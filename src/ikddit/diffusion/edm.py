@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ikddit.dataset.components import component_scores
 from ikddit.errors import TrainingError
 
 MEASURED_WAFERS = 20_000
 """Modes are measured on at most so many wafers: two thirds of a gigabyte."""
+CHUNK = 512
 
 
 class Preconditioning(nn.Module):
@@ -160,6 +162,8 @@ class Preconditioning(nn.Module):
     def measure(self, residual: Float[Tensor, "N 2 64 64"], valid: Float[Tensor, "N 1 64 64"]) -> None:
         """Fill the modes with the principal components of residuals (zero where invalid), largest first.
 
+        A wafer's gaps shrink neither its scores nor what is left (`component_scores`).
+
         No more than a quarter as many modes as wafers are filled, since N components explain N wafers exactly and
         leave nothing for the rest; those not filled are zero vectors and change nothing. Of more than
         `MEASURED_WAFERS` wafers an evenly spaced part is measured.
@@ -180,9 +184,15 @@ class Preconditioning(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, _, v = torch.svd_lowrank(rows, q=min(count + 20, *rows.shape), niter=3)
-        modes = v[:, :filled].T
-        scores = rows @ modes.T
-        left = (rows.square().sum() - scores.square().sum()) / (2 * known.sum() - filled * len(rows))
+        modes = v[:, :filled].T.contiguous()
+        parts, squares = [], torch.zeros(())
+        for start in range(0, len(rows), CHUNK):
+            part, mask = rows[start : start + CHUNK], known[start : start + CHUNK]
+            valid_part = mask.float().expand(-1, 2, -1, -1).flatten(1)
+            parts.append(component_scores(part, valid_part, modes))
+            squares += ((part - parts[-1] @ modes) * valid_part).square().sum()
+        scores = torch.cat(parts)
+        left = squares / (2 * known.sum() - filled * len(rows))
         if not 0 < float(left) < float("inf"):
             raise TrainingError(
                 f"{filled} modes leave no variance of the residual ({float(left):g}); lower train.residual_modes"

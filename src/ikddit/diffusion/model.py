@@ -23,9 +23,10 @@ from ikddit.networks.masking import visible_count
 from ikddit.networks.mean import ConditionalMean, MeanConfig, SpotLine
 from ikddit.networks.student import ConditionCache, Student
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """2: patches off the wafer are no tokens; a student of version 1 was trained with them. 3: samples spread by what an
-input that a wafer lacks would have told (`ConditionalMean.draw_lost`)."""
+input that a wafer lacks would have told (`ConditionalMean.draw_lost`). 4: maps with gaps are no longer projected as if
+the gaps were measured (`component_scores`)."""
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ def scanner_chuck(split: PreparedSplit, previous: bool = False) -> Int32[np.ndar
 class MapCodes:
     """Principal components of maps: (n, 2, 64, 64) in nm to (n, k) coefficients in nm and back.
 
-    Invalid pixels are filled with the mean map. The components are orthonormal, so a squared error of
-    coefficients is the squared error of the maps over all pixels (nm^2, sum), up to invalid pixels and
-    what the components leave out.
+    Invalid pixels are filled with the mean map to find the components. These are orthonormal, so a squared error
+    of coefficients is the squared error of the maps over all pixels (nm^2, sum), up to invalid pixels and what the
+    components leave out.
     """
 
     def __init__(self, maps: Maps, valid: Mask, components: int, seed: int) -> None:
@@ -56,10 +56,18 @@ class MapCodes:
         return np.asarray(residual.reshape(len(maps), -1)[:, self._pixels], np.float32)
 
     def encode(self, maps: Maps, valid: Mask) -> Float32[np.ndarray, "n k"]:
-        """Coefficients of maps."""
-        starts = range(0, max(len(maps), 1), _CHUNK)
-        parts = [self._residual(maps[i : i + _CHUNK], valid[i : i + _CHUNK]) for i in starts]
-        return np.concatenate([part @ self._components.T for part in parts])
+        """Coefficients of maps, from their valid pixels (`component_scores`)."""
+        import torch
+
+        from ikddit.dataset.components import component_scores
+
+        basis, parts = torch.from_numpy(self._components), []
+        for start in range(0, max(len(maps), 1), _CHUNK):
+            part, mask = maps[start : start + _CHUNK], valid[start : start + _CHUNK]
+            known = np.broadcast_to(mask[:, None] != 0, part.shape).reshape(len(part), -1)[:, self._pixels]
+            rows = torch.from_numpy(self._residual(part, mask))
+            parts.append(component_scores(rows, torch.from_numpy(known.astype(np.float32)), basis).numpy())
+        return np.concatenate(parts)
 
     def decode(self, codes: Shaped[np.ndarray, "n k"]) -> Float32[np.ndarray, "n 2 64 64"]:
         """Maps of coefficients; the mean map (0 without data) where no training wafer was valid."""

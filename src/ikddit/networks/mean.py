@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ikddit.dataset.components import component_scores
 from ikddit.embedding.conditions import Conditions, missing_inputs
 
 SPOT_HALF = 12
@@ -101,7 +102,8 @@ class ConditionalMean(nn.Module):
             parts.append(F.one_hot(c.ids[:, a] * sizes[b] + c.ids[:, b], sizes[a] * sizes[b]))
         counts = c.line_templates.new_zeros(len(c), self.config.templates)
         counts.scatter_add_(1, c.line_templates, (c.line_templates > 0).long())
-        scores = (c.prev_map * c.prev_valid).flatten(1) @ self.prev_basis.T
+        known = c.prev_valid.expand_as(c.prev_map).flatten(1)
+        scores = component_scores(c.prev_map.flatten(1), known, self.prev_basis)
         missing = (c.prev_valid.sum((1, 2, 3)) == 0).float()[:, None]
         return torch.cat([*parts, c.log_features, c.log_missing, counts, scores, missing], dim=1).float()
 

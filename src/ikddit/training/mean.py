@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ikddit.dataset.components import component_scores
 from ikddit.embedding.conditions import (
     Conditions,
     gather_conditions,
@@ -136,6 +137,7 @@ def fit_mean(
     mean.prev_basis.copy_(_components(conditions.prev_map.flatten(1), config.prev_components, seed))
     mean.mean_map.copy_(maps.sum(0) / valid.sum(0).clamp(min=1))
     residual = (maps - mean.mean_map).mul_(valid).flatten(1)
+    known = valid.bool()
     del maps, valid
     raw = torch.cat([mean.raw_features(conditions[s]) for s in _chunks(n)])
     mean.feature_mean.copy_(raw.mean(0))
@@ -164,14 +166,22 @@ def fit_mean(
 
     gram = x.T @ x
 
+    def train_scores() -> Tensor:
+        parts = [
+            component_scores(residual[s], known[s].expand(-1, 2, -1, -1).flatten(1).float(), mean.basis)
+            for s in _chunks(n)
+        ]
+        return torch.cat(parts)
+
     def fit_ridge() -> float:
         mean.basis.copy_(_components(residual, config.components, seed))
-        scores = residual @ mean.basis.T
+        scores = train_scores()
         moment = x.T @ scores
         weights = {a: _solved(gram, moment, a) for a in RIDGE_ALPHAS}
         if len(val):
-            target = (val_maps - mean.mean_map - mean.spots(val_conditions)) * val_valid
-            wanted, x_val = target.flatten(1) @ mean.basis.T, mean.features(val_conditions)
+            target = (val_maps - mean.mean_map - mean.spots(val_conditions)).flatten(1)
+            wanted = component_scores(target, val_valid.expand_as(val_maps).flatten(1), mean.basis)
+            x_val = mean.features(val_conditions)
             errors = {a: float((x_val @ w - wanted).square().mean()) for a, w in weights.items()}
         else:
             errors = {a: unseen_error(x, scores, a) for a in RIDGE_ALPHAS}
@@ -188,7 +198,7 @@ def fit_mean(
             residual[s] -= (mean.spots(conditions[s]) * mask).flatten(1)
         alpha = fit_ridge()
         note("ridge_spots")
-    scores = residual @ mean.basis.T
+    scores = train_scores()
     if params.kind == "learned":
 
         def error(features: Tensor) -> float:
