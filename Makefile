@@ -80,7 +80,7 @@ demo-retrain: $(STAMP) ## play three months of retraining on the simulated fab (
 card: $(STAMP) ## write docs/model-card.md anew from reports/
 	python -c 'from ikddit.evaluation.report.card import write_card; write_card()'
 
-bench: $(STAMP) ## run the benchmarks (about 40 minutes) and print their ratios (docs/benchmarks.md)
+bench: $(STAMP) ## run the benchmarks (20 to 40 minutes) and print their ratios (docs/benchmarks.md)
 	python benchmarks/run.py
 
 # In an environment of their own: what they look at stays as it is pinned.
