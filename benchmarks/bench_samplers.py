@@ -69,15 +69,15 @@ def main() -> None:
     model = Generator.load("models/student").model
     p, config = model.precondition, model.config
     low, high = config.sigma_min, config.sigma_max
+
+    def start(noise: Tensor) -> Tensor:
+        return p.noisy(noise, torch.tensor(high))
+
     result: dict[str, object] = {"sigma_max": high}
     ratios = []
     with torch.inference_mode():
         for share in args.explained:
             denoise, scores = closed_form(p, share)
-
-            def start(noise: Tensor) -> Tensor:
-                return p.noisy(noise, torch.tensor(high))
-
             for steps in args.steps:
                 ways = {
                     "trig": lambda z, d=denoise, n=steps: sample_trig(d, z, n, p, low, high),

@@ -166,16 +166,14 @@ def fit_mean(
 
     gram = x.T @ x
 
-    def train_scores() -> Tensor:
+    def fit_ridge() -> tuple[float, Tensor]:
+        """The chosen penalty, and the training scores that the ridge was fitted to."""
+        mean.basis.copy_(_components(residual, config.components, seed))
         parts = [
             component_scores(residual[s], known[s].expand(-1, 2, -1, -1).flatten(1).float(), mean.basis)
             for s in _chunks(n)
         ]
-        return torch.cat(parts)
-
-    def fit_ridge() -> float:
-        mean.basis.copy_(_components(residual, config.components, seed))
-        scores = train_scores()
+        scores = torch.cat(parts)
         moment = x.T @ scores
         weights = {a: _solved(gram, moment, a) for a in RIDGE_ALPHAS}
         if len(val):
@@ -187,18 +185,17 @@ def fit_mean(
             errors = {a: unseen_error(x, scores, a) for a in RIDGE_ALPHAS}
         alpha = min(errors, key=lambda a: errors[a])
         mean.ridge = weights[alpha]
-        return alpha
+        return alpha, scores
 
-    alpha = fit_ridge()
+    alpha, scores = fit_ridge()
     note("ridge")
     if config.spots:
         _fit_spots(mean, conditions, residual - (x @ mean.ridge) @ mean.basis, train.valid)
         for s in _chunks(n):
             mask = torch.from_numpy(np.array(train.valid[s], dtype=np.float32))[:, None]
             residual[s] -= (mean.spots(conditions[s]) * mask).flatten(1)
-        alpha = fit_ridge()
+        alpha, scores = fit_ridge()
         note("ridge_spots")
-    scores = train_scores()
     if params.kind == "learned":
 
         def error(features: Tensor) -> float:
